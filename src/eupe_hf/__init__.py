@@ -1,0 +1,54 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""EUPE, Meta's Efficient Universal Perception Encoder, at home in Hugging Face transformers.
+
+Importing the package registers its classes with transformers' Auto classes and teaches them the six short names, so
+that `AutoModel.from_pretrained("eupe-s")` works. See `eupe_hf.hub` for what that hook does and how to switch it off.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .hub import register
+
+
+if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
+    from .checkpoints import CheckpointError as CheckpointError
+    from .checkpoints import convert_checkpoint as convert_checkpoint
+    from .configuration_eupe import EupeConfig as EupeConfig
+    from .image_processing_eupe import EupeImageProcessor as EupeImageProcessor
+    from .image_processing_eupe import EupeImageProcessorPil as EupeImageProcessorPil
+    from .modeling_eupe import EupeBackbone as EupeBackbone
+    from .modeling_eupe import EupeModel as EupeModel
+    from .modeling_eupe import EupePreTrainedModel as EupePreTrainedModel
+    from .variants import VARIANTS as VARIANTS
+    from .variants import variant_config as variant_config
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CheckpointError": "checkpoints",
+    "EupeBackbone": "modeling_eupe",
+    "EupeConfig": "configuration_eupe",
+    "EupeImageProcessor": "image_processing_eupe",
+    "EupeImageProcessorPil": "image_processing_eupe",
+    "EupeModel": "modeling_eupe",
+    "EupePreTrainedModel": "modeling_eupe",
+    "VARIANTS": "variants",
+    "convert_checkpoint": "checkpoints",
+    "variant_config": "variants",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+register()

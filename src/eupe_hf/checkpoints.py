@@ -1,0 +1,350 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Reading and writing EUPE weights, whichever of the three layouts of `layouts.py` they are in.
+
+`load_checkpoint` reads and checks a file or folder; `save_model_folder` and `save_layout` write what it gave. Nothing
+is ever written in place: a run that is interrupted leaves the old file or nothing.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .configuration_eupe import EupeConfig
+from .layouts import CheckpointError, Layout, StateDict, describe, from_eupe, recognise, to_eupe
+from .modeling_eupe import EupeModel
+from .variants import VARIANTS, Variant, get_variant, variant_config
+
+
+# Adapters to the teacher that some published files still carry; no part of the encoder.
+PROJECTOR_PREFIX = "projectors."
+PROJECTOR_FILE = "projectors.safetensors"
+# What other tools wrap a state dict in: a container key, and a prefix of every key.
+_CONTAINERS = ("model", "state_dict", "teacher")
+_PREFIXES = ("module.", "backbone.", "teacher.", "eupe.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict in this package's layout, with what is needed to build the model and to write it back.
+
+    Args:
+        state: Tensors by their names in `EupeModel`.
+        config: The configuration, including rotary periods that differ from the formula.
+        layout: The layout it was read in.
+        variant: Which published model it has the shape of; `None` for another size (custom configurations).
+        projectors: The distillation adapters that came with it, by their raw names.
+    """
+
+    state: StateDict
+    config: EupeConfig
+    layout: Layout
+    variant: Variant | None
+    projectors: StateDict
+
+
+# ---- reading ----
+
+
+def read_state_dict(path: str | os.PathLike) -> StateDict:
+    """Read the tensors of a file or folder, unwrapped from containers and prefixes.
+
+    Args:
+        path: `.safetensors`, `.pt`, `.pth` or `.bin`; or a folder with `model.safetensors` (or its index and shards).
+            Pickles are read with `weights_only=True` always.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: Nothing there; the message says what was looked for.
+        CheckpointError: Truncated, not a checkpoint, a pickle with code in it, or without tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        index = path / SAFE_WEIGHTS_INDEX_NAME
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return {key: tensor for shard in shards for key, tensor in read_state_dict(path / shard).items()}
+        path = path / SAFE_WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No checkpoint at {path}. Give the file as downloaded (for example EUPE-ViT-S.pt), a .safetensors file, "
+            f"or a folder that holds {SAFE_WEIGHTS_NAME}."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return _unwrap(load_file(path), path)
+        # Not memory-mapped: files in torch's old format cannot be, and the largest of ours has 350 MB.
+        return _unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no plain checkpoint: it holds objects other than tensors, or is damaged. Loading it would run "
+            f"code from the file, which this package never does ({str(error).splitlines()[0]})."
+        ) from error
+    except (SafetensorError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint, it is probably truncated: "
+            f"download it again ({str(error).splitlines()[0]})."
+        ) from error
+
+
+def _unwrap(loaded: Any, path: Path) -> StateDict:
+    """State dict inside containers and behind prefixes."""
+    while isinstance(loaded, Mapping) and not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        inner = [loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)]
+        if not inner:
+            break
+        loaded = inner[0]
+    tensors = {}
+    if isinstance(loaded, Mapping):
+        tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise CheckpointError(
+            f"{path} holds no state dict: expected tensors by name, at the top or under "
+            f"{', '.join(map(repr, _CONTAINERS))}; found {found or 'nothing'}."
+        )
+    prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None)
+    while prefix is not None:
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None)
+    return tensors
+
+
+def load_checkpoint(
+    path: str | os.PathLike, variant: str | None = None, config: EupeConfig | None = None
+) -> Checkpoint:
+    """Read an EUPE encoder from a file or folder in any of the three layouts.
+
+    Args:
+        path: See `read_state_dict`. A folder's `config.json` gives the architecture where it holds one of ours.
+        variant: Name of the model that it must be; by default any of the six.
+        config: The architecture, for encoders of other sizes than the six; overrides `variant`.
+
+    Returns:
+        The checked checkpoint.
+
+    Raises:
+        FileNotFoundError: Nothing at `path`.
+        CheckpointError: It is not (this) EUPE encoder; the message says what it looks like or which key is wrong.
+    """
+    state = read_state_dict(path)
+    projectors = {key: tensor for key, tensor in state.items() if key.startswith(PROJECTOR_PREFIX)}
+    if (side_file := Path(path) / PROJECTOR_FILE).is_file():
+        projectors |= read_state_dict(side_file)
+    state = {key: tensor for key, tensor in state.items() if key not in projectors}
+    layout, published = recognise(state)
+    if config is None:
+        config = _config_beside(Path(path))
+    if config is None:
+        wanted = published if variant is None else get_variant(variant)
+        if wanted is None:
+            raise CheckpointError(
+                f"{path} holds a {describe(state)}, which is none of the six EUPE models ({', '.join(VARIANTS)}). For "
+                "an encoder of another size pass its configuration."
+            )
+        if published not in (None, wanted):
+            raise CheckpointError(f"{path} is {published.name}, a {describe(state)}, not {wanted.name}.")
+        published, config = wanted, variant_config(wanted.name)
+    ours, config = to_eupe(state, config, layout)
+    return Checkpoint(state=ours, config=config, layout=layout, variant=published, projectors=projectors)
+
+
+def _config_beside(path: Path) -> EupeConfig | None:
+    file = path / CONFIG_NAME
+    if path.is_dir() and file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.get("model_type") == EupeConfig.model_type:
+            return EupeConfig(**values)
+    return None
+
+
+# ---- writing ----
+
+# What a converted folder may hold. A folder with anything else is somebody's, and is not replaced.
+_OWN_FILES = re.compile(
+    r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
+    r"|(configuration|modeling|image_processing)_eupe\w*\.py|.*\.pt"
+)
+
+
+@contextmanager
+def staged_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        # mkstemp makes private files; what the user gets follows his umask
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that holds something this package did not write.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; give a folder for the converted model.")
+    if path.is_dir():
+        foreign = sorted(entry.name for entry in path.iterdir() if not _OWN_FILES.fullmatch(entry.name))
+        if foreign:
+            raise FileExistsError(
+                f"{path} holds other files ({', '.join(foreign[:3])}): give a new or empty folder, so that nothing of "
+                "yours is replaced."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        new = scratch / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(scratch / "old")
+        new.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save_model_folder(
+    checkpoint: Checkpoint, output: str | os.PathLike, extend: Callable[[Path], None] | None = None
+) -> Path:
+    """Write a checkpoint as a folder that `from_pretrained` loads: weights, config, processor, code, card.
+
+    Args:
+        checkpoint: What `load_checkpoint` gave.
+        output: The folder; it is replaced as a whole, and only when everything is written.
+        extend: Called with the unfinished folder, to add files that belong to it.
+
+    Returns:
+        The folder.
+    """
+    output = Path(output)
+    with torch.device("meta"):
+        model = EupeModel(checkpoint.config)
+    model.load_state_dict(checkpoint.state, assign=True)
+    with staged_folder(output) as folder:
+        model.save_pretrained(folder)
+        if extend is not None:
+            extend(folder)
+    return output
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike,
+    output: str | os.PathLike,
+    variant: str | None = None,
+    keep_projectors: bool = False,
+) -> Path:
+    """Convert an EUPE checkpoint, in whichever layout, to a folder that `from_pretrained` loads.
+
+    Args:
+        checkpoint: The file or folder, see `load_checkpoint`.
+        output: The folder to write.
+        variant: Name of the model that it must be; by default it is recognised.
+        keep_projectors: Keep the distillation adapters that some files carry, in `projectors.safetensors` beside the
+            weights; by default they are dropped.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError, FileExistsError, CheckpointError: As `load_checkpoint` and `save_model_folder` say.
+    """
+    loaded = load_checkpoint(checkpoint, variant)
+
+    def add_projectors(folder: Path) -> None:
+        if keep_projectors and loaded.projectors:
+            save_file({k: t.contiguous() for k, t in loaded.projectors.items()}, folder / PROJECTOR_FILE)
+
+    return save_model_folder(loaded, output, add_projectors)
+
+
+def save_layout(checkpoint: Checkpoint, output: str | os.PathLike, layout: Layout) -> Path:
+    """Write a checkpoint in another layout.
+
+    Args:
+        checkpoint: What `load_checkpoint` gave.
+        output: "raw": the file to write, `.pt` or `.safetensors`. "dinov3": the folder, with the `config.json` of
+            transformers' class. "eupe": the folder.
+        layout: The layout to write.
+
+    Returns:
+        `output`.
+    """
+    if layout == "eupe":
+        return save_model_folder(checkpoint, output)
+    output = Path(output)
+    tensors = from_eupe(checkpoint.state, checkpoint.config, layout)
+    if layout == "raw":
+        tensors |= checkpoint.projectors
+        with staged_file(output) as file:
+            if output.suffix == ".safetensors":
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+            else:
+                # clones: a view would drag its whole storage into the file
+                torch.save({key: tensor.clone() for key, tensor in tensors.items()}, file)
+        return output
+    with staged_folder(output) as folder:
+        dinov3_config(checkpoint.config).save_pretrained(folder)
+        save_file({k: t.contiguous() for k, t in tensors.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
+    return output
+
+
+def dinov3_config(config: EupeConfig) -> DINOv3ViTConfig | DINOv3ConvNextConfig:
+    """Configuration with which transformers' DINOv3 class of the same family computes the same features."""
+    common = {
+        "num_channels": config.num_channels,
+        "image_size": config.image_size,
+        "hidden_act": config.hidden_act,
+        "layer_norm_eps": config.layer_norm_eps,
+        "initializer_range": config.initializer_range,
+    }
+    if config.backbone_type == "convnext":
+        architecture = {"depths": config.depths, "hidden_sizes": config.hidden_sizes}
+        architecture["layer_scale_init_value"] = config.layerscale_value
+        return DINOv3ConvNextConfig(architectures=["DINOv3ConvNextModel"], **architecture, **common)
+    same = ("patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    same += ("num_register_tokens", "pos_embed_rescale", "layerscale_value")
+    architecture = {name: getattr(config, name) for name in same}
+    architecture["rope_theta"] = float(config.rope_theta)
+    return DINOv3ViTConfig(architectures=["DINOv3ViTModel"], **architecture, **common)
+
+
+__all__ = [
+    "PROJECTOR_FILE",
+    "Checkpoint",
+    "CheckpointError",
+    "convert_checkpoint",
+    "load_checkpoint",
+    "read_state_dict",
+    "save_layout",
+    "save_model_folder",
+]

@@ -1,0 +1,360 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""`EupeModel` and `EupeBackbone`: one contract for the ViTs and the ConvNeXts."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from torch import nn
+from transformers.backbone_utils import BackboneMixin
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
+from .image_processing_eupe import EupeImageProcessorPil
+from .modeling_eupe_convnext import EupeConvNextEncoder
+from .modeling_eupe_vit import EupeViTEncoder
+
+
+class EupePreTrainedModel(PreTrainedModel):
+    """What all EUPE models share: loading that never leaves an encoder random, and saving that is complete."""
+
+    config_class = EupeConfig
+    base_model_prefix = "eupe"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EupeViTEmbeddings", "EupeViTLayer", "EupeConvNextLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolution that reads the image."""
+        return self.base_model.encoder.get_input_embeddings()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> "EupePreTrainedModel":
+        """Load a model. Arguments as in `transformers.PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: The checkpoint lacks weights of the encoder. transformers would initialise them at random and
+                go on; new heads are initialised as usual. With `output_loading_info=True` nothing is raised, the info
+                lists the missing keys.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        # whoever asks for the loading info sees what is missing, and decides for himself
+        if pretrained_model_name_or_path is not None and not output_loading_info:
+            prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
+            encoder = (f"{prefix}encoder.", f"{prefix}norm.")
+            missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder))
+            if missing:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} lacks {len(missing)} weights of the encoder, among them "
+                    f"{', '.join(missing[:3])}: it is no complete EUPE model in this layout. A raw or DINOv3-layout "
+                    "checkpoint must first be converted: python conversion/convert_eupe_to_hf.py --checkpoint FILE "
+                    "--output DIR."
+                )
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save weights, config, and what a process without this package needs to load them.
+
+        Arguments as in `transformers.PreTrainedModel.save_pretrained`. Beside weights and config the folder gets the
+        modelling files (for `trust_remote_code=True`) and, where they are not there yet, the configuration of the
+        default image processor and a model card with the licence of the weights.
+        """
+        folder = Path(save_directory)
+        if is_main_process and not folder.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            custom_object_save(self, folder)
+            known = {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
+            auto_map = {auto: f"{c.__module__.split('.')[-1]}.{c.__name__}" for auto, c in known.items()}
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
+            if not (folder / IMAGE_PROCESSOR_NAME).exists():
+                side = self.config.image_size
+                EupeImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
+            if not (folder / "README.md").exists():
+                model_card(self).save(folder / "README.md")
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # transformers writes its own card last, just before the upload: keep one that somebody wrote, but never let
+        # the weights go out without their licence.
+        path = Path(working_dir) / "README.md"
+        card = ModelCard.load(path) if path.exists() else None
+        if card is None or "has been automatically generated" in card.text:
+            tags = (card.data.tags or []) if card is not None else []
+            model_card(self, tags).save(path)
+        elif not card.data.license:
+            for name, value in WEIGHTS_LICENSE.items():
+                setattr(card.data, name, value)
+            card.save(path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def model_card(model: EupePreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
+    """A minimal model card: what it is, how to load it, and the licence that comes with the weights.
+
+    Args:
+        model: The model that the card goes with.
+        tags: Tags to list beside "eupe".
+
+    Returns:
+        The card, ready to `save`.
+    """
+    name = model.config.name_or_path
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["eupe", *(tag for tag in tags if tag != "eupe")],
+        base_model=name if name.count("/") == 1 and not Path(name).exists() else None,
+        **WEIGHTS_LICENSE,
+    )
+    family = "ViT" if model.config.backbone_type == "vit" else "ConvNeXt"
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {type(model).__name__}, EUPE {family}, width {model.config.hidden_size}
+
+An Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387) saved by eupe-hf.
+
+```python
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("PATH", trust_remote_code=True)
+model = AutoModel.from_pretrained("PATH", trust_remote_code=True)
+```
+
+With the package installed (`import eupe_hf`) `trust_remote_code` is not needed.
+
+The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives and outputs, and asks
+that the agreement be passed on and the use be acknowledged.
+"""
+    return ModelCard(text)
+
+
+class _EupeEncoderModel(EupePreTrainedModel):
+    # The parts of `EupeModel` and `EupeBackbone`: same names, so each loads the other's checkpoint.
+
+    def __init__(self, config: EupeConfig):
+        super().__init__(config)
+        encoder_class = EupeViTEncoder if config.backbone_type == "vit" else EupeConvNextEncoder
+        self.encoder = encoder_class(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Refuse what cannot be an image batch with a sentence, and cast to the dtype of the weights."""
+        channels, stride = self.config.num_channels, self.config.patch_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values must be (batch, {channels}, height, width), got {tuple(pixel_values.shape)}. The image "
+                "processor makes them from pictures: processor(images, return_tensors='pt')."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be normalised floats, got {pixel_values.dtype}. Pass raw pictures through the "
+                "image processor: processor(images, return_tensors='pt')."
+            )
+        if pixel_values.shape[2] < stride or pixel_values.shape[3] < stride:
+            raise ValueError(
+                f"pixel_values must be at least {stride} x {stride} pixels, one patch, got "
+                f"{pixel_values.shape[2]} x {pixel_values.shape[3]}."
+            )
+        return pixel_values.to(self.norm.weight.dtype)
+
+
+class EupeModel(_EupeEncoderModel):
+    """The bare EUPE encoder: normed tokens and one global feature, the same call for ViT and ConvNeXt.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf import EupeModel, variant_config
+
+    >>> model = EupeModel(variant_config("eupe-t")).eval()  # random; EupeModel.from_pretrained("eupe-t") for real
+    >>> outputs = model(torch.zeros(1, 3, 256, 256))
+    >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+    (torch.Size([1, 261, 192]), torch.Size([1, 192]))
+    >>> patches = outputs.last_hidden_state[:, model.config.num_prefix_tokens :]
+    >>> patches.shape
+    torch.Size([1, 256, 192])
+
+    ```
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised with the ImageNet mean and standard deviation. Any size
+                of at least one patch; pixels beyond the last whole patch (16 for ViTs) are not read.
+            bool_masked_pos: ViT only: (B, patches) or (B, rows, columns), True where a patch embedding is replaced
+                by the mask token before the first block. The number of tokens stays.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in transformers.
+                Attentions are computed by the eager back end for that call.
+
+        Returns:
+            `last_hidden_state` (B, tokens, C): all tokens after the final norm, `config.num_prefix_tokens` of them
+            (class token, then registers) before the patches in row-major order; a ConvNeXt has only its grid.
+            `pooler_output` (B, C): the global feature, that is the normed class token, or for a ConvNeXt the norm of
+            the mean over the last stage. `hidden_states` on request: embeddings and each block's output before the
+            final norm (B, tokens, C), or for a ConvNeXt stem and stages (B, C, H, W). `attentions` on request, ViT
+            only: (B, heads, tokens, tokens) per block.
+
+        Raises:
+            ValueError: Shapes that do not fit, integer pixels, or a mask for a ConvNeXt.
+        """
+        pixel_values = self._check_pixel_values(pixel_values)
+        if self.config.backbone_type == "vit":
+            outputs = self.encoder(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+            tokens = self.norm(outputs.last_hidden_state)
+            pooled = tokens[:, 0]
+        else:
+            if bool_masked_pos is not None:
+                raise ValueError("bool_masked_pos needs a mask token, which only the ViTs have.")
+            outputs = self.encoder(pixel_values, **kwargs)
+            grid = outputs.last_hidden_state.flatten(2).transpose(1, 2)  # (B, H * W, C)
+            pooled, tokens = self.norm(grid.mean(dim=1)), self.norm(grid)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens,
+            pooler_output=pooled,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def attention_maps(
+        self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), queries: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Attention of chosen blocks, while all other blocks run with the fast back end.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised.
+            layers: Blocks, counted from 0; negative ones from the end.
+            queries: Tokens whose attention is wanted, e.g. `[0]` for the class token alone; default all. The whole
+                matrix of one block of eupe-b at 1024 pixels takes 0.8 GB in float32.
+
+        Returns:
+            One (B, heads, queries, tokens) per entry of `layers`, rows summing to 1. Tokens count the prefix: patch
+            (i, j) of a grid `w` wide is token `num_prefix_tokens + i * w + j`.
+
+        Raises:
+            ValueError: The model is a ConvNeXt, or a layer does not exist.
+        """
+        if self.config.backbone_type != "vit":
+            raise ValueError("A ConvNeXt has no attention; attention_maps works on the ViTs: eupe-t, eupe-s, eupe-b.")
+        count = self.config.num_hidden_layers
+        if not layers or not all(-count <= i < count for i in layers):
+            raise ValueError(f"layers must name blocks from {-count} to {count - 1}, got {list(layers)}.")
+        pixel_values = self._check_pixel_values(pixel_values)
+        return self.encoder.attention_maps(pixel_values, [i % count for i in layers], queries)
+
+
+@dataclass
+class EupeBackboneOutput(BackboneOutput):
+    """Output of `EupeBackbone`: that of transformers' backbones, and the global feature of each chosen stage.
+
+    Args:
+        cls_tokens: With `config.return_class_token`: one (B, C) per feature map, the class token, or for a ConvNeXt
+            the mean of the map; through the final norm where the map is.
+    """
+
+    cls_tokens: tuple[torch.Tensor, ...] | None = None
+
+
+class EupeBackbone(BackboneMixin, _EupeEncoderModel):
+    """EUPE as a backbone of transformers' decoders: feature maps of chosen stages.
+
+    Stage 0 is the stem (a ViT's embeddings), stage i + 1 the output of block i (counted from 0) or, for a ConvNeXt,
+    of its stage i. Maps are normed by default: all of a ViT's by its final norm, of a ConvNeXt the last one alone,
+    which is the only stage that has a norm. `config.apply_layernorm = False` gives them raw.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf import EupeBackbone, variant_config
+
+    >>> config = variant_config("eupe-convnext-t", out_indices=[1, 2, 3, 4])
+    >>> backbone = EupeBackbone(config).eval()  # random; EupeBackbone.from_pretrained("eupe-convnext-t") for real
+    >>> [tuple(m.shape) for m in backbone(torch.zeros(1, 3, 64, 64)).feature_maps]
+    [(1, 96, 16, 16), (1, 192, 8, 8), (1, 384, 4, 4), (1, 768, 2, 2)]
+    >>> backbone.channels
+    [96, 192, 384, 768]
+
+    ```
+    """
+
+    def __init__(self, config: EupeConfig):
+        super().__init__(config)
+        self.has_attentions = config.backbone_type == "vit"
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> EupeBackboneOutput:
+        """Feature maps of the stages in `config.out_indices`.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `feature_maps`: one (B, C, H / stride, W / stride) per chosen stage, in the order of the stages; the
+            stride is 16 for the ViTs, 4, 8, 16, 32 for the ConvNeXts (the stem 4). `cls_tokens` with
+            `config.return_class_token`. `hidden_states` and `attentions` as in `EupeModel.forward`.
+        """
+        pixel_values = self._check_pixel_values(pixel_values)
+        returned = self.config.selected_hidden_states(kwargs.pop("output_hidden_states", None))
+        chosen = [index % len(self.stage_names) for index in self.out_indices]
+        outputs = self.encoder(pixel_values, output_hidden_states=[*chosen, *returned], **kwargs)
+        grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
+        stages = [self._stage(outputs.hidden_states[index], index, grid) for index in chosen]
+        states = tuple(state if i in returned else None for i, state in enumerate(outputs.hidden_states))
+        return EupeBackboneOutput(
+            feature_maps=tuple(feature_map for feature_map, _ in stages),
+            hidden_states=states if returned else None,
+            attentions=outputs.attentions,
+            cls_tokens=tuple(token for _, token in stages) if self.config.return_class_token else None,
+        )
+
+    def _stage(
+        self, hidden_states: torch.Tensor, index: int, grid: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feature map and global feature of one stage."""
+        config = self.config
+        if config.backbone_type == "convnext":
+            pooled = hidden_states.mean(dim=(2, 3))
+            if config.apply_layernorm and index == config.num_stages:
+                return self.norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), self.norm(pooled)
+            return hidden_states, pooled
+        if config.apply_layernorm:
+            hidden_states = self.norm(hidden_states)
+        patches = hidden_states[:, config.num_prefix_tokens :]
+        if not config.reshape_hidden_states:
+            return torch.cat((hidden_states[:, :1], patches), dim=1), hidden_states[:, 0]
+        return patches.transpose(1, 2).unflatten(2, grid), hidden_states[:, 0]
+
+
+__all__ = ["EupeBackbone", "EupeBackboneOutput", "EupeModel", "EupePreTrainedModel"]

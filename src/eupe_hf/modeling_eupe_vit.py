@@ -1,0 +1,364 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""The EUPE vision transformer: image to tokens, without the final norm (which `modeling_eupe.py` applies)."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .configuration_eupe import EupeConfig
+
+
+def _rotary_tables(
+    height: int,
+    width: int,
+    num_prefix_tokens: int,
+    periods: tuple[float, ...],
+    device: torch.device,
+    scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Patch centres, each axis by its own length, in [-1, 1].
+    rows = 2 * (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height - 1
+    columns = 2 * (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width - 1
+    centres = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # (H * W, 2)
+    if scale is not None:
+        centres = centres * scale
+    angles = 2 * math.pi * centres[:, :, None] / torch.tensor(periods, dtype=torch.float32, device=device)
+    angles = angles.flatten(1)  # (H * W, head_dim / 2): the angles of H, then those of W
+    cos, sin = angles.cos(), angles.sin()
+    # Prefix tokens are turned by 0, so one multiplication serves all tokens. The minus of the rotation by halves,
+    # (-x2, x1), is moved into the table: swapping the halves is cheaper than swapping them and negating one.
+    cos = nn.functional.pad(cos.tile(2), (0, 0, num_prefix_tokens, 0), value=1.0)
+    sin = nn.functional.pad(torch.cat((-sin, sin), dim=-1), (0, 0, num_prefix_tokens, 0))
+    return cos.unsqueeze(1), sin.unsqueeze(1)  # (N, 1, head_dim) each: broadcast over (B, N, heads, head_dim)
+
+
+_cached_rotary_tables = lru_cache(maxsize=32)(_rotary_tables)
+
+
+class EupeViTRotaryEmbedding(nn.Module):
+    """Axial rotary position embedding: the tables of one image grid, the same for every block.
+
+    Always float32, whatever the dtype of the model: angles in bfloat16 are wrong by whole patches on large images.
+    The module holds no tensor, so there is nothing that a cast could round.
+    """
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        head_dim = config.hidden_size // config.num_attention_heads
+        self.periods = tuple(config.rope_periods or rotary_periods(config.rope_theta, head_dim).tolist())
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.rescale = config.pos_embed_rescale
+
+    def forward(
+        self, height: int, width: int, device: torch.device, augment: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables for a grid of `height` x `width` patches.
+
+        Args:
+            height: Patch rows.
+            width: Patch columns.
+            device: Where the tables are needed.
+            augment: Multiply all coordinates by one factor, drawn log-uniformly from [1 / rescale, rescale].
+
+        Returns:
+            Cosines and signed sines, float32, both (num_prefix_tokens + height * width, 1, head_dim). The first
+            half of each row of sines is negated, see `apply_rotary`.
+        """
+        arguments = (height, width, self.num_prefix_tokens, self.periods, device)
+        if augment and self.rescale is not None:
+            bound = math.log(self.rescale)
+            scale = torch.empty(1, dtype=torch.float32, device=device).uniform_(-bound, bound).exp()
+            return _rotary_tables(*arguments, scale=scale)
+        # A compiler or tracer must see the computation, not somebody else's finished tensors, and must not leave its
+        # own placeholders in the cache.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level():
+            return _rotary_tables(*arguments)
+        # Tensors made in inference mode could not be used in a later training step.
+        with torch.inference_mode(False):
+            return _cached_rotary_tables(*arguments)
+
+
+def rotary_periods(theta: float, head_dim: int) -> torch.Tensor:
+    """Periods of the rotary embedding, `theta ** (2 k / (head_dim / 2))`, float32, (head_dim / 4,)."""
+    count = head_dim // 4
+    # on the CPU also where a model is being built on the meta device: these are numbers, not weights
+    return theta ** (2 * torch.arange(count, dtype=torch.float32, device="cpu") / (2 * count))
+
+
+def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate queries or keys by the angles of their patches.
+
+    Args:
+        states: (B, N, heads, head_dim), any float dtype; computed in float32 and returned in that dtype.
+        cos: From `EupeViTRotaryEmbedding`, (N, 1, head_dim).
+        sin: From `EupeViTRotaryEmbedding`, (N, 1, head_dim), first half negated.
+
+    Returns:
+        (B, N, heads, head_dim), `x * cos + (-x2, x1) * sin` in the usual notation.
+    """
+    raised = states.float()
+    first, second = raised.chunk(2, dim=-1)
+    return torch.addcmul(raised * cos, torch.cat((second, first), dim=-1), sin).to(states.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for the cases that need the weights. Returns (B, N, heads, D) and (B, heads, N, N)."""
+    weights = attention_weights(query, key, scaling)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def attention_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Softmax of the scaled products of query (B, heads, Q, D) and key (B, heads, N, D): (B, heads, Q, N)."""
+    scores = query @ key.transpose(-2, -1) * scaling
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+
+
+class EupeViTAttention(nn.Module):
+    """Multi-head self-attention with rotary positions. Keys have no bias; there is no dropout."""
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def rotated_query_key(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys (B, heads, N, head_dim) of hidden states (B, N, C)."""
+        split = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, N, heads, head_dim)
+        query = apply_rotary(self.q_proj(hidden_states).view(split), *position_embeddings)
+        key = apply_rotary(self.k_proj(hidden_states).view(split), *position_embeddings)
+        return query.transpose(1, 2), key.transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        output_attentions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend. Returns (B, N, C), and the weights (B, heads, N, N) where the back end has them.
+
+        `output_attentions=True` takes the eager back end for this call, the one that always has them.
+        """
+        query, key = self.rotated_query_key(hidden_states, position_embeddings)
+        value = self.v_proj(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        attend: Callable = eager_attention_forward
+        if not output_attentions:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, **kwargs)
+        return self.o_proj(output.reshape(hidden_states.shape)), weights
+
+
+class EupeViTMLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to (B, N, C)."""
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class EupeViTLayer(GradientCheckpointingLayer):
+    """One pre-norm block. Upstream's `ls1.gamma` and `ls2.gamma` are `layer_scale1` and `layer_scale2`."""
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = EupeViTAttention(config)
+        self.layer_scale1 = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = EupeViTMLP(config)
+        self.layer_scale2 = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        output_attentions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """(B, N, C) to (B, N, C); with `output_attentions` a pair, the second (B, heads, N, N)."""
+        attended, weights = self.attention(self.norm1(hidden_states), position_embeddings, output_attentions, **kwargs)
+        hidden_states = torch.addcmul(hidden_states, attended, self.layer_scale1)
+        hidden_states = torch.addcmul(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
+        return (hidden_states, weights) if output_attentions else hidden_states
+
+
+class EupeViTEmbeddings(nn.Module):
+    """Image to tokens: class token, register tokens (upstream: storage tokens), patches in row-major order."""
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.register_tokens = nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.patch_embeddings = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, int, int]:
+        """Embed an image; pixels beyond the last whole patch are not read.
+
+        Args:
+            pixel_values: (B, num_channels, H, W).
+            bool_masked_pos: (B, patches) or (B, rows, columns), True where a patch is replaced by the mask token.
+
+        Returns:
+            Tokens (B, 1 + registers + patches, C), and the rows and columns of the patch grid.
+        """
+        patches = self.patch_embeddings(pixel_values)
+        height, width = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2)  # (B, rows * columns, C)
+        if bool_masked_pos is not None:
+            mask = bool_masked_pos.flatten(1)
+            if mask.shape != patches.shape[:2]:
+                raise ValueError(
+                    f"bool_masked_pos must have one entry per patch, ({patches.shape[0]}, {patches.shape[1]}) for a "
+                    f"grid of {height} x {width}, got {tuple(bool_masked_pos.shape)}."
+                )
+            patches = torch.where(mask.unsqueeze(-1).bool(), self.mask_token, patches)
+        prefix = torch.cat((self.cls_token, self.register_tokens), dim=1).expand(patches.shape[0], -1, -1)
+        return torch.cat((prefix, patches), dim=1), height, width
+
+
+class EupeViTEncoder(PreTrainedModel):
+    """Embeddings and blocks. `EupeModel` and `EupeBackbone` add the final norm."""
+
+    config_class = EupeConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EupeViTEmbeddings", "EupeViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: EupeConfig):
+        super().__init__(config)
+        self.embeddings = EupeViTEmbeddings(config)
+        self.rotary = EupeViTRotaryEmbedding(config)
+        self.layers = nn.ModuleList([EupeViTLayer(config) for _ in range(config.num_hidden_layers)])
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embedding, a convolution."""
+        return self.embeddings.patch_embeddings
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, EupeViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.register_tokens, std=std)
+            init.zeros_(module.mask_token)
+        elif isinstance(module, EupeViTLayer):
+            init.constant_(module.layer_scale1, self.config.layerscale_value)
+            init.constant_(module.layer_scale2, self.config.layerscale_value)
+
+    def _embed(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        hidden_states, height, width = self.embeddings(pixel_values, bool_masked_pos)
+        # The random factor is a training augmentation: a frozen tower inside a model that trains must not have it.
+        augment = self.training and any(parameter.requires_grad for parameter in self.parameters())
+        return hidden_states, self.rotary(height, width, hidden_states.device, augment)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode without the final norm.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised, in the dtype of the weights.
+            bool_masked_pos: See `EupeModel.forward`.
+            output_hidden_states: Return the embeddings and each block's output; or those with these indices, `None`
+                in place of the others. transformers' recording hooks would do the same, but cannot be traced when
+                blocks are compiled one by one.
+            output_attentions: Return the attention of each block; computed by the eager back end for this call.
+            **kwargs: Passed to the attention back end.
+
+        Returns:
+            `last_hidden_state` (B, N, C), and on request `hidden_states` of the same shape and `attentions`
+            (B, heads, N, N).
+        """
+        selected = self.config.selected_hidden_states(output_hidden_states)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        hidden_states, position_embeddings = self._embed(pixel_values, bool_masked_pos)
+        states, attentions = [hidden_states if 0 in selected else None], []
+        for i, layer in enumerate(self.layers, start=1):
+            hidden_states = layer(
+                hidden_states, position_embeddings=position_embeddings, output_attentions=output_attentions, **kwargs
+            )
+            if output_attentions:
+                hidden_states, weights = hidden_states
+                attentions.append(weights)
+            states.append(hidden_states if i in selected else None)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(states) if selected else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def attention_maps(
+        self, pixel_values: torch.Tensor, layers: Sequence[int], queries: Sequence[int] | None
+    ) -> tuple[torch.Tensor, ...]:
+        """See `EupeModel.attention_maps`. Blocks after the last chosen one are not computed."""
+        hidden_states, position_embeddings = self._embed(pixel_values, None)
+        maps = {}
+        for i, layer in enumerate(self.layers[: max(layers) + 1]):
+            if i in layers:
+                attention = layer.attention
+                query, key = attention.rotated_query_key(layer.norm1(hidden_states), position_embeddings)
+                query = query if queries is None else query[:, :, list(queries)]
+                maps[i] = attention_weights(query, key, attention.scaling)
+            if i < max(layers):
+                hidden_states = layer(hidden_states, position_embeddings=position_embeddings)
+        return tuple(maps[i] for i in layers)
+
+
+__all__ = ["EupeViTEncoder"]

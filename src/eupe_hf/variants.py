@@ -1,0 +1,175 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""The six EUPE models as data: their names, files on the Hub, shapes, sizes, and the paper's figures."""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .configuration_eupe import EupeConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published encoder.
+
+    Args:
+        name: Short name, which `from_pretrained` takes.
+        repo_id: Repository on the Hub.
+        raw_file: The checkpoint in that repository, as published.
+        torch_hub_name: Name of the entry point in upstream's torch.hub.
+        timm_name: Name of the same weights in timm.
+        num_parameters: Upstream's count; for the ViTs it includes the key biases that a mask sets to zero.
+        config: What differs from the defaults of `EupeConfig`.
+        paper: Figures that the authors report (arXiv 2603.22387), by benchmark; depth as RMSE, the rest as scores.
+        gflops: The authors' GFLOPs at 256 and at 512 pixels.
+        phone_ms: The authors' milliseconds on an iPhone 15 Pro CPU (ExecuTorch) at 256 and at 512 pixels.
+    """
+
+    name: str
+    repo_id: str
+    raw_file: str
+    torch_hub_name: str
+    timm_name: str
+    num_parameters: int
+    config: dict[str, Any]
+    paper: dict[str, float]
+    gflops: tuple[int, int]
+    phone_ms: tuple[float, float]
+    synonyms: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = {self.name, self.repo_id, self.torch_hub_name, self.timm_name, self.raw_file.removesuffix(".pt")}
+        object.__setattr__(self, "synonyms", frozenset(name.lower() for name in names))
+
+
+_BENCHMARKS = ("TextVQA", "SQA", "RealWorldQA", "POPE", "GQA", "MME-P", "SPair-71k", "NYUv2", "ADE20k")
+
+
+def _paper(*figures: float, **vit_only: float) -> dict[str, float]:
+    return {
+        **{name.replace("_", " "): value for name, value in vit_only.items()},
+        **dict(zip(_BENCHMARKS, figures, strict=True)),
+    }
+
+
+def _vit(size: str, timm_size: str, num_parameters: int, width: int, heads: int, **rest: Any) -> Variant:
+    return Variant(
+        name=f"eupe-{size}",
+        repo_id=f"facebook/EUPE-ViT-{size.upper()}",
+        raw_file=f"EUPE-ViT-{size.upper()}.pt",
+        torch_hub_name=f"eupe_vit{size}16",
+        timm_name=f"vit_{timm_size}_patch16_dinov3_qkvb.eupe_lvd1689m",
+        num_parameters=num_parameters,
+        config={"backbone_type": "vit", "hidden_size": width, "num_attention_heads": heads},
+        **rest,
+    )
+
+
+def _convnext(
+    size: str, long_size: str, num_parameters: int, depths: list[int], widths: list[int], **rest: Any
+) -> Variant:
+    return Variant(
+        name=f"eupe-convnext-{size}",
+        repo_id=f"facebook/EUPE-ConvNeXt-{size.upper()}",
+        raw_file=f"EUPE-ConvNeXt-{size.upper()}.pt",
+        torch_hub_name=f"eupe_convnext_{long_size}",
+        timm_name=f"convnext_{long_size}.eupe_lvd1689m",
+        num_parameters=num_parameters,
+        config={"backbone_type": "convnext", "depths": depths, "hidden_sizes": widths},
+        **rest,
+    )
+
+
+_ALL = (
+    _vit(
+        "t", "tiny", 5_492_160, 192, 3,
+        paper=_paper(42.0, 69.5, 50.0, 82.4, 61.4, 1258.0, 37.2, 0.571, 36.7, IN1k_zero_shot=50.5, IN1k_kNN=66.3),
+        gflops=(4, 17), phone_ms=(6.8, 38.3),
+    ),
+    _vit(
+        "s", "small", 21_601_152, 384, 6,
+        paper=_paper(44.1, 69.3, 51.7, 84.5, 65.0, 1304.9, 46.5, 0.455, 46.6, IN1k_zero_shot=69.8, IN1k_kNN=78.2),
+        gflops=(12, 63), phone_ms=(17.1, 97.9),
+    ),
+    _vit(
+        "b", "base", 85_669_632, 768, 12,
+        paper=_paper(50.4, 69.7, 55.5, 85.9, 67.3, 1374.5, 51.3, 0.391, 52.4, IN1k_zero_shot=79.7, IN1k_kNN=84.1),
+        gflops=(47, 216), phone_ms=(55.2, 305.2),
+    ),
+    _convnext(
+        "t", "tiny", 27_820_128, [3, 3, 9, 3], [96, 192, 384, 768],
+        paper=_paper(43.7, 68.8, 47.9, 83.4, 63.0, 1278.1, 41.3, 0.430, 43.5),
+        gflops=(5, 20), phone_ms=(22.4, 82.4),
+    ),
+    _convnext(
+        "s", "small", 49_454_688, [3, 3, 27, 3], [96, 192, 384, 768],
+        paper=_paper(45.0, 68.9, 50.5, 84.0, 64.7, 1284.2, 40.1, 0.388, 46.8),
+        gflops=(11, 46), phone_ms=(38.5, 141.9),
+    ),
+    _convnext(
+        "b", "base", 87_566_464, [3, 3, 27, 3], [128, 256, 512, 1024],
+        paper=_paper(46.4, 70.1, 53.3, 84.7, 65.8, 1348.9, 37.7, 0.365, 48.9),
+        gflops=(20, 81), phone_ms=(59.3, 222.7),
+    ),
+)  # fmt: skip
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
+
+
+def find_variant(name: str) -> Variant | None:
+    """The variant with this name, upper or lower case: short name, Hub id, torch.hub, timm or file name; or `None`."""
+    return next((variant for variant in _ALL if str(name).lower() in variant.synonyms), None)
+
+
+def get_variant(name: str) -> Variant:
+    """As `find_variant`, but an unknown name is an error.
+
+    Raises:
+        ValueError: No variant has this name; the message lists all names and the nearest one.
+    """
+    variant = find_variant(name)
+    if variant is not None:
+        return variant
+    by_synonym = {synonym: variant.name for variant in _ALL for synonym in sorted(variant.synonyms)}
+    near = difflib.get_close_matches(str(name).lower(), by_synonym, n=1, cutoff=0.5)
+    hint = f" Did you mean {by_synonym[near[0]]!r}?" if near else ""
+    raise ValueError(f"Unknown EUPE model {name!r}; the models are {', '.join(VARIANTS)}.{hint}")
+
+
+def variant_config(name: str, **overrides: Any) -> EupeConfig:
+    """Configuration of one of the six published encoders.
+
+    Args:
+        name: "eupe-t", "eupe-s", "eupe-b", "eupe-convnext-t", "eupe-convnext-s", "eupe-convnext-b"; torch.hub names
+            ("eupe_vits16"), Hub ids ("facebook/EUPE-ViT-S") and timm names are taken as well.
+        **overrides: Fields of `EupeConfig` to change, e.g. `out_indices=[3, 6, 9, 12]` or `num_labels=10`.
+
+    Returns:
+        The configuration, with `name_or_path` set to the Hub id of the published weights.
+
+    Raises:
+        ValueError: Unknown name; the message gives the nearest one.
+        TypeError: An override that is no field of the configuration.
+
+    Example:
+
+    ```python
+    >>> from eupe_hf import variant_config
+
+    >>> variant_config("eupe-b").hidden_size
+    768
+
+    ```
+    """
+    variant = get_variant(name)
+    allowed = {f.name.lstrip("_") for f in fields(EupeConfig)}
+    allowed |= {"num_labels", "out_features", "out_indices", "attn_implementation", "output_attentions"}
+    for key in overrides:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, sorted(allowed), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"EupeConfig has no field {key!r}.{hint}")
+    return EupeConfig(**{**variant.config, "name_or_path": variant.repo_id, **overrides})
+
+
+__all__ = ["VARIANTS", "Variant", "find_variant", "get_variant", "variant_config"]

@@ -1,0 +1,78 @@
+"""What `../shared/conformance` needs to know to run transformers' own common tests on this package's classes."""
+
+from harness.subject import ImageProcessorSpec, Subject, VisionFamily
+
+from eupe_hf import EupeBackbone, EupeConfig, EupeImageProcessorPil, EupeModel
+
+
+def _image_processor() -> EupeImageProcessorPil:
+    return EupeImageProcessorPil(size={"height": 32, "width": 32})
+
+
+def _vit_config() -> EupeConfig:
+    return EupeConfig(
+        image_size=32,
+        patch_size=4,
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_register_tokens=2,
+        out_indices=[0, 1],
+    )
+
+
+def _convnext_config() -> EupeConfig:
+    return EupeConfig(
+        backbone_type="convnext",
+        image_size=32,
+        hidden_sizes=[8, 12, 16, 20],
+        depths=[1, 1, 2, 1],
+        out_indices=[1, 2, 3, 4],
+    )
+
+
+vit = VisionFamily(
+    name="vit",
+    config_class=EupeConfig,
+    model_class=EupeModel,
+    backbone_class=EupeBackbone,
+    tiny_config=_vit_config,
+    config_kwargs={"backbone_type": "vit"},
+    num_attention_heads=4,
+    seq_length=64 + 1 + 2,
+    image_processor=_image_processor,
+)
+
+convnext = VisionFamily(
+    name="convnext",
+    config_class=EupeConfig,
+    model_class=EupeModel,
+    backbone_class=EupeBackbone,
+    tiny_config=_convnext_config,
+    config_kwargs={"backbone_type": "convnext"},
+    config_common_properties=["num_channels", "hidden_sizes", "hidden_size"],
+    patch_size=32,
+    num_attention_heads=None,
+    hidden_size=None,
+    num_hidden_states=5,
+    has_attentions=False,
+    hidden_layout="maps",
+    map_sizes=[(8, 8), (8, 8), (4, 4), (2, 2), (1, 1)],
+    image_processor=_image_processor,
+)
+
+image_processor = ImageProcessorSpec(
+    name="eupe",
+    classes={"pil": EupeImageProcessorPil},
+    kwargs={
+        "size": {"height": 18, "width": 18},
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.5, 0.4, 0.3],
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+    },
+)
+
+SUBJECT = Subject(name="eupe", vision=[vit, convnext], image_processors=[image_processor])
