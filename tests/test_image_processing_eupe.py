@@ -17,7 +17,6 @@ import torch
 from hub_server import TOKEN, HubServer, use_hub
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
@@ -130,9 +129,7 @@ PROTOCOLS = [
 
 
 @pytest.mark.parametrize(("options", "shape"), PROTOCOLS)
-@pytest.mark.parametrize(
-    ("resample", "mode"), [(2, "bilinear"), (3, "bicubic"), (Image.Resampling.BICUBIC, "bicubic")]
-)
+@pytest.mark.parametrize(("resample", "mode"), [(2, "bilinear"), (Image.Resampling.BICUBIC, "bicubic")])
 def test_resize_has_the_size_and_the_values_of_torch(
     processor: Any, options: dict, shape: tuple[int, int], resample: int, mode: str
 ) -> None:
@@ -155,12 +152,13 @@ def test_resize_lanczos_is_close_to_pillow(processor: Any) -> None:
     assert (pixels - unit(pillow)).abs().max() <= 1.5 / 255
 
 
-@pytest.mark.parametrize(("width", "left"), [(6, 1), (7, 2), (9, 2), (11, 4)])  # 1.5, 2.5, 3.5: to the even number
-def test_center_crop_rounds_as_torchvision_does(processor: Any, width: int, left: int) -> None:
-    ramp = np.broadcast_to(np.arange(width, dtype=np.uint8), (8, width))
-    pixels = values(processor, ramp, **PLAIN, do_rescale=False, do_center_crop=True, crop_size=4)
-    assert pixels.shape == (3, 4, 4)
-    assert pixels[0, 0].tolist() == list(range(left, left + 4))
+@pytest.mark.parametrize(("side", "start"), [(6, 1), (7, 2), (9, 2), (11, 4)])  # 1.5, 2.5, 3.5: to the even number
+def test_center_crop_rounds_as_torchvision_does(processor: Any, side: int, start: int) -> None:
+    ramp = np.broadcast_to(np.arange(side, dtype=np.uint8), (side, side))
+    expected = [range(start, start + 4)] * 4
+    for image, rows in ((ramp, expected), (ramp.T, zip(*expected, strict=True))):
+        pixels = values(processor, image, **PLAIN, do_rescale=False, do_center_crop=True, crop_size=4)
+        assert pixels[0].tolist() == [list(row) for row in rows]
 
 
 def test_center_crop_pads_small_images_with_black(processor: Any) -> None:
@@ -260,7 +258,9 @@ def test_16_bit_files_keep_all_bits(processor: Any, tmp_path: Path, suffix: str)
         Image.fromarray(dark).save(path)
     expected = channels_first(dark.astype(np.int32)).to(torch.float32) / 65535
     assert torch.equal(values(processor, path, **PLAIN), expected)
-    assert torch.equal(values(processor, processor.fetch_images([str(path)]), **PLAIN), expected)
+    (fetched,) = processor.fetch_images([str(path)])
+    assert isinstance(fetched, Image.Image)
+    assert torch.equal(values(processor, fetched, **PLAIN), expected)
 
 
 UPRIGHT = {
@@ -346,9 +346,7 @@ def test_dtypes_mean_the_same_picture(processor: Any, image: Any, tolerance: flo
     # 8 bits are resized as such, rounded after each of two passes: up to a grey level from the others
     small = {"size": 12, "do_normalize": False}
     rounding = 0 if tolerance == 0 else 1 / 255 + tolerance
-    torch.testing.assert_close(
-        values(processor, image, **small), values(processor, RGB, **small), atol=rounding, rtol=0
-    )
+    assert (values(processor, image, **small) - values(processor, RGB, **small)).abs().max() <= rounding
 
 
 @pytest.mark.parametrize("mask", [RGB[..., 0] > 127, torch.from_numpy(RGB[..., 0] > 127)], ids=["numpy", "torch"])
@@ -364,10 +362,8 @@ def test_floats_and_16_bit_stay_in_range_when_resized(processor: Any, resample: 
     edge = np.zeros((8, 8), dtype=np.uint16)
     edge[:, 4:] = 65535
     options = {"size": 32, "resample": resample, "do_normalize": False}
-    from_16_bit, from_8_bit = (
-        values(processor, edge, **options),
-        values(processor, (edge // 257).astype("u1"), **options),
-    )
+    from_16_bit = values(processor, edge, **options)
+    from_8_bit = values(processor, (edge // 257).astype("u1"), **options)
     assert from_16_bit.min() == 0
     assert from_16_bit.max() == 1
     torch.testing.assert_close(from_16_bit, from_8_bit, atol=0.6 / 255, rtol=0)
@@ -390,6 +386,9 @@ def test_do_convert_rgb_false_keeps_the_channels(processor: Any) -> None:
     assert torch.equal(kept, torch.from_numpy(RGBA).permute(2, 0, 1) * (1 / 255))
     grey = values(processor, Image.fromarray(RGB).convert("L"), do_convert_rgb=False, image_mean=0.5, image_std=0.5)
     assert grey.shape == (1, 256, 256)
+    two_channels = Image.fromarray(RGB[:3]).convert("LA")  # three rows are not taken for channels
+    with pytest.raises(ValueError, match=r"shape \(3, 31, 2\), without 1, 3 or 4 channels \(channels_last\)"):
+        processor(two_channels, do_convert_rgb=False)
 
 
 def test_batches_mix_kinds_and_sizes(processor: Any) -> None:
@@ -412,6 +411,7 @@ def test_return_tensors_says_the_type(processor: Any) -> None:
     untyped = processor([RGB, RGB[:9]], do_resize=False)["pixel_values"]
     assert [image.shape for image in untyped] == [(3, 20, 31), (3, 9, 31)]
     assert type(untyped[0]) is (np.ndarray if processor.backend == "pil" else torch.Tensor)
+    assert torch.as_tensor(untyped[0]).is_contiguous()
 
 
 def test_device_is_where_the_values_are(processor: Any) -> None:
@@ -504,9 +504,7 @@ def test_empty_batches_are_errors(processor: Any) -> None:
 
 @pytest.mark.parametrize("return_tensors", ["pt", "np"])
 def test_mixed_sizes_that_cannot_be_stacked_are_named(processor: Any, return_tensors: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"shapes \(3, 9, 31\), \(3, 20, 31\) and can't be stacked: pass .*do_pad=True"
-    ):
+    with pytest.raises(ValueError, match=r"shapes \(3, 9, 31\), \(3, 20, 31\) and can't be stacked: .*do_pad=True"):
         processor([RGB, RGB[:9]], do_resize=False, return_tensors=return_tensors)
 
 
@@ -546,9 +544,7 @@ def test_bad_options_fail_in_the_constructor_and_in_a_call(processor_class: type
 
 
 def test_image_mean_must_fit_the_channels(processor: Any) -> None:
-    with pytest.raises(
-        ValueError, match="image_mean and image_std have 2 and 3 values: give 3, one per channel, or 1"
-    ):
+    with pytest.raises(ValueError, match=r"image_mean and image_std have 2 and 3 values: give 1 or 3\."):
         processor(RGB, image_mean=[0.5, 0.5])
 
 
@@ -560,13 +556,7 @@ def saved(folder: Path, name: str = "preprocessor_config.json") -> dict[str, Any
 
 
 def test_saved_files_carry_the_options_and_the_code(processor_class: type, tmp_path: Path) -> None:
-    options = {
-        "size": {"shortest_edge": 32},
-        "resample": 3,
-        "size_divisor": 16,
-        "do_pad": True,
-        "image_mean": [0.5] * 3,
-    }
+    options = {"size": {"shortest_edge": 32}, "resample": 3, "size_divisor": 16, "do_pad": True, "image_mean": [0.5]}
     files = processor_class(**options).save_pretrained(tmp_path / "first")
     assert [Path(file).name for file in files] == ["preprocessor_config.json", "image_processing_eupe.py"]
     config = saved(tmp_path / "first")
@@ -709,10 +699,3 @@ def test_source_names_nothing_that_does_not_travel() -> None:
 def test_docstring_example_runs(documented: type) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", documented.__doc__, flags=re.DOTALL)
     exec(textwrap.dedent(example), {})
-
-
-def test_auto_class_finds_the_saved_processor(processor: Any, tmp_path: Path) -> None:
-    processor.save_pretrained(tmp_path)
-    loaded = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True, backend=processor.backend)
-    assert type(loaded).__name__ == type(processor).__name__
-    assert torch.equal(values(loaded, RGB), values(processor, RGB))

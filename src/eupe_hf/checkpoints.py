@@ -10,8 +10,8 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig
@@ -36,6 +37,18 @@ PROJECTOR_FILE = "projectors.safetensors"
 # What other tools wrap a state dict in: a container key, and a prefix of every key.
 _CONTAINERS = ("model", "state_dict", "teacher")
 _PREFIXES = ("module.", "backbone.", "teacher.", "eupe.")
+# What safetensors and torch's unpickler raise, between them, on files that are cut short or have bytes changed.
+_DAMAGED = (
+    SafetensorError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
+_DAMAGED += (struct.error, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,13 @@ class Checkpoint:
     variant: Variant | None
     projectors: StateDict
 
+    def build_model(self) -> EupeModel:
+        """The encoder with these weights, in their dtype, in eval mode. It shares the memory of `state`."""
+        with torch.device("meta"):
+            model = EupeModel(self.config)
+        model.load_state_dict(self.state, assign=True)
+        return model.eval()
+
 
 # ---- reading ----
 
@@ -75,46 +95,65 @@ def read_state_dict(path: str | os.PathLike) -> StateDict:
         CheckpointError: Truncated, not a checkpoint, a pickle with code in it, or without tensors.
     """
     path = Path(path)
-    if path.is_dir():
-        index = path / SAFE_WEIGHTS_INDEX_NAME
-        if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return {key: tensor for shard in shards for key, tensor in read_state_dict(path / shard).items()}
-        path = path / SAFE_WEIGHTS_NAME
+    index = path / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        return _unwrap({key: tensor for shard in shards for key, tensor in _load(path / shard).items()}, path)
+    path = path / SAFE_WEIGHTS_NAME if path.is_dir() else path
+    return _unwrap(_load(path), path)
+
+
+def _load(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(
             f"No checkpoint at {path}. Give the file as downloaded (for example EUPE-ViT-S.pt), a .safetensors file, "
             f"or a folder that holds {SAFE_WEIGHTS_NAME}."
         )
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        raise CheckpointError(
+            f"{path} is a text file (it begins {head[:40].decode()!r}), not a checkpoint. If an error page or a Git "
+            "LFS pointer was saved in place of the download, download it again."
+        )
     try:
         if path.suffix == ".safetensors":
-            return _unwrap(load_file(path), path)
+            return load_file(path)
         # Not memory-mapped: files in torch's old format cannot be, and the largest of ours has 350 MB.
-        return _unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
-    except pickle.UnpicklingError as error:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        # torch's own message advises to load the file in the unsafe way
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
+            raise CheckpointError(
+                f"{path} holds other things than tensors ({found[1]}): reading them would run code from the file, "
+                "which this package never does. Save the state dict alone: torch.save(model.state_dict(), FILE)."
+            ) from error
         raise CheckpointError(
-            f"{path} is no plain checkpoint: it holds objects other than tensors, or is damaged. Loading it would run "
-            f"code from the file, which this package never does ({str(error).splitlines()[0]})."
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a {path.suffix or 'torch'} checkpoint. It is "
+            "probably truncated or damaged: download it again."
         ) from error
-    except (SafetensorError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint, it is probably truncated: "
-            f"download it again ({str(error).splitlines()[0]})."
-        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no valid JSON ({error}): download it again.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}.")
+    return values
 
 
 def _unwrap(loaded: Any, path: Path) -> StateDict:
     """State dict inside containers and behind prefixes."""
-    while isinstance(loaded, Mapping) and not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+    while isinstance(loaded, Mapping):
         inner = [loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)]
         if not inner:
             break
         loaded = inner[0]
     tensors = {}
     if isinstance(loaded, Mapping):
-        tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+        tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise CheckpointError(
@@ -134,7 +173,8 @@ def load_checkpoint(
     """Read an EUPE encoder from a file or folder in any of the three layouts.
 
     Args:
-        path: See `read_state_dict`. A folder's `config.json` gives the architecture where it holds one of ours.
+        path: See `read_state_dict`. For weights in this package's layout the `config.json` that lies with them gives
+            the architecture.
         variant: Name of the model that it must be; by default any of the six.
         config: The architecture, for encoders of other sizes than the six; overrides `variant`.
 
@@ -145,35 +185,38 @@ def load_checkpoint(
         FileNotFoundError: Nothing at `path`.
         CheckpointError: It is not (this) EUPE encoder; the message says what it looks like or which key is wrong.
     """
+    path = Path(path)
     state = read_state_dict(path)
     projectors = {key: tensor for key, tensor in state.items() if key.startswith(PROJECTOR_PREFIX)}
-    if (side_file := Path(path) / PROJECTOR_FILE).is_file():
+    if (side_file := path / PROJECTOR_FILE).is_file():
         projectors |= read_state_dict(side_file)
     state = {key: tensor for key, tensor in state.items() if key not in projectors}
     layout, published = recognise(state)
     if config is None:
-        config = _config_beside(Path(path))
-    if config is None:
         wanted = published if variant is None else get_variant(variant)
-        if wanted is None:
+        config = _config_beside(path) if layout == "eupe" else None
+        if wanted is not published and (published is not None or config is not None):
+            found = f"{published.name}, " if published is not None else ""
+            raise CheckpointError(f"{path} holds {found}a {describe(state)}, not {wanted.name}.")
+        if wanted is None and config is None:
             raise CheckpointError(
                 f"{path} holds a {describe(state)}, which is none of the six EUPE models ({', '.join(VARIANTS)}). For "
                 "an encoder of another size pass its configuration."
             )
-        if published not in (None, wanted):
-            raise CheckpointError(f"{path} is {published.name}, a {describe(state)}, not {wanted.name}.")
-        published, config = wanted, variant_config(wanted.name)
+        published, config = wanted, config or variant_config(wanted.name)
     ours, config = to_eupe(state, config, layout)
     return Checkpoint(state=ours, config=config, layout=layout, variant=published, projectors=projectors)
 
 
 def _config_beside(path: Path) -> EupeConfig | None:
-    file = path / CONFIG_NAME
-    if path.is_dir() and file.is_file():
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values.get("model_type") == EupeConfig.model_type:
-            return EupeConfig(**values)
-    return None
+    file = (path if path.is_dir() else path.parent) / CONFIG_NAME
+    values = _read_json(file) if file.is_file() else {}
+    if values.get("model_type") != EupeConfig.model_type:
+        return None
+    try:
+        return EupeConfig(**values)
+    except StrictDataclassError as error:
+        raise CheckpointError(f"{file} describes no EUPE encoder: {' '.join(str(error).split())}") from error
 
 
 # ---- writing ----
@@ -181,14 +224,19 @@ def _config_beside(path: Path) -> EupeConfig | None:
 # What a converted folder may hold. A folder with anything else is somebody's, and is not replaced.
 _OWN_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
-    r"|(configuration|modeling|image_processing)_eupe\w*\.py|.*\.pt"
+    r"|(configuration|modeling|image_processing)_eupe\w*\.py"
 )
+_OWN_MODELS = (EupeConfig.model_type, DINOv3ViTConfig.model_type, DINOv3ConvNextConfig.model_type)
 
 
 @contextmanager
 def staged_file(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path} is a folder; give a file name for the checkpoint, for example {path}/EUPE.pt."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
@@ -208,13 +256,16 @@ def staged_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends well.
 
     Raises:
-        FileExistsError: `path` is a file, or a folder that holds something this package did not write.
+        FileExistsError: `path` is a file, or a folder with anything but one model of the kind that is written here.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; give a folder for the converted model.")
     if path.is_dir():
-        foreign = sorted(entry.name for entry in path.iterdir() if not _OWN_FILES.fullmatch(entry.name))
+        entries = sorted(entry.name for entry in path.iterdir())
+        config = _read_json(path / CONFIG_NAME) if CONFIG_NAME in entries else {}
+        ours = config.get("model_type") in _OWN_MODELS
+        foreign = [name for name in entries if not ours or not _OWN_FILES.fullmatch(name)]
         if foreign:
             raise FileExistsError(
                 f"{path} holds other files ({', '.join(foreign[:3])}): give a new or empty folder, so that nothing of "
@@ -222,14 +273,16 @@ def staged_folder(path: str | os.PathLike) -> Iterator[Path]:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    new, old = scratch / "new", scratch / "old"
     try:
-        new = scratch / "new"
         new.mkdir()
         yield new
         if path.exists():
-            path.rename(scratch / "old")
+            path.rename(old)
         new.rename(path)
     finally:
+        if old.exists() and not path.exists():  # stopped between the two renames
+            old.rename(path)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -247,11 +300,8 @@ def save_model_folder(
         The folder.
     """
     output = Path(output)
-    with torch.device("meta"):
-        model = EupeModel(checkpoint.config)
-    model.load_state_dict(checkpoint.state, assign=True)
     with staged_folder(output) as folder:
-        model.save_pretrained(folder)
+        checkpoint.build_model().save_pretrained(folder)
         if extend is not None:
             extend(folder)
     return output

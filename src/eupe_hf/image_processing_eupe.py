@@ -43,7 +43,7 @@ if hasattr(torch._C._nn, "_upsample_lanczos2d_aa"):
     _INTERPOLATION[1] = "lanczos"
 
 
-class EupeImageProcessorKwargs(ImagesKwargs, total=False):
+class EupeImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Options of the EUPE image processors beyond transformers' `ImagesKwargs`.
 
     Attributes:
@@ -128,7 +128,7 @@ class EupeImageProcessorMixin(BaseImageProcessor):
     def resize(self, image: torch.Tensor, size: SizeDict, resample: int = 2, **kwargs: Any) -> torch.Tensor:
         """Resizes (C, H, W) with antialiasing, as torchvision's `Resize` does; `shortest_edge` keeps the aspect ratio.
 
-        uint8 stays uint8; off the CPU it goes through float32 there, which can differ by a grey level.
+        uint8 stays uint8; off the CPU it is rounded from float32, which can differ from the CPU by a grey level.
         """
         height, width = image.shape[-2:]
         target = (size.height, size.width)
@@ -155,13 +155,12 @@ class EupeImageProcessorMixin(BaseImageProcessor):
         self, image: torch.Tensor, mean: float | Sequence[float], std: float | Sequence[float], **kwargs: Any
     ) -> torch.Tensor:
         """Subtracts `mean` from (C, H, W) and divides by `std`: one number or C of them, else a ValueError."""
-        mean = torch.tensor(mean, dtype=torch.float32, device=image.device).reshape(-1, 1, 1)
-        std = torch.tensor(std, dtype=torch.float32, device=image.device).reshape(-1, 1, 1)
-        if not {len(mean), len(std)} <= {1, len(image)}:
-            raise ValueError(
-                f"image_mean and image_std have {len(mean)} and {len(std)} values: give 1 or {len(image)}."
-            )
-        return (image.to(torch.float32) - mean) / std
+        shift = torch.tensor(mean, dtype=torch.float32, device=image.device).reshape(-1, 1, 1)
+        scale = torch.tensor(std, dtype=torch.float32, device=image.device).reshape(-1, 1, 1)
+        if not {len(shift), len(scale)} <= {1, len(image)}:
+            counts = f"{len(shift)} and {len(scale)}"
+            raise ValueError(f"image_mean and image_std have {counts} values: give 1 or {len(image)}.")
+        return (image.to(torch.float32) - shift) / scale
 
     def pad(self, images: list[torch.Tensor], size_divisor: int | None = None, **kwargs: Any) -> list[torch.Tensor]:
         """Pads (C, H, W) with zeros all around to the largest, in multiples of `size_divisor`; odd pixels go last."""
@@ -324,17 +323,19 @@ def _flatten(images: Any) -> list[Any]:
 
 def _read_image(reference: str | os.PathLike, name: str) -> "PIL.Image.Image":
     requires_backends("EupeImageProcessor", ["vision"])
-    source = reference = os.fsdecode(reference)
+    source: Any = os.fsdecode(reference)
     try:
-        if reference.startswith(("http://", "https://")):
-            request = urllib.request.Request(reference, headers={"User-Agent": "eupe-hf"})
+        if source.startswith(("http://", "https://")):
+            request = urllib.request.Request(source, headers={"User-Agent": "eupe-hf"})
             with urllib.request.urlopen(request, timeout=30) as response:
                 source = io.BytesIO(response.read())
         with PIL.Image.open(source) as image:
             image.load()
         return image
     except (*_UNREADABLE, http.client.HTTPException) as error:
-        raise ValueError(f"{name} {reference[:200]!r} can't be read ({error}): pass an image file or URL.") from error
+        raise ValueError(
+            f"{name} {str(reference)[:200]!r} can't be read ({error}): pass an image file or URL."
+        ) from error
 
 
 def _pil_to_array(image: "PIL.Image.Image", do_convert_rgb: bool | None, name: str) -> np.ndarray:

@@ -29,6 +29,7 @@ StateDict = dict[str, torch.Tensor]
 # How a file of somebody else gives itself away, most telling first.
 _STRANGERS = (
     (r"(^|\.)pos_embed$", "a ViT with learned position embeddings (timm, DINOv2 or MAE)"),
+    (r"^(reg_token|blocks\.\d+\.gamma_1)$", "a ViT in timm's layout"),
     (r"^(visual|text_model|vision_model|transformer\.resblocks)\b", "a CLIP-like model with a text side"),
     (r"^(model\.)?(decoder|lm_head|embed_tokens)\b", "a language model"),
     (r"^vit\.|^encoder\.layer\.", "a ViT in transformers' older layout"),
@@ -272,6 +273,8 @@ def _with_periods(config: EupeConfig, periods: torch.Tensor) -> EupeConfig:
     head_dim = config.hidden_size // config.num_attention_heads
     if torch.equal(periods, rotary_periods(config.rope_theta, head_dim)):
         return config
+    if not (periods > 0).all():
+        raise CheckpointError(f"'rope_embed.periods' must be positive, got {periods.tolist()}.")
     return EupeConfig(**{**config.to_dict(), "rope_periods": periods.tolist()})
 
 

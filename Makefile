@@ -1,0 +1,50 @@
+# `make` lists what a contributor types. Needs python3 (3.10 or newer) and make; everything else goes into .venv folders.
+PYTHON ?= python3
+VENV ?= .venv
+SHARED := ../shared
+SOURCES := src tests conversion examples
+
+.PHONY: help demo test test-slow check format clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
+
+$(VENV)/demo: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,test,dev]'
+	touch $(VENV)/demo $@
+
+demo: $(VENV)/demo  ## install, load an encoder, draw what it sees in a photograph
+	$(VENV)/bin/python examples/visualize_features.py --output demo_output
+
+test:  ## run all tests that need no network and no GPU, in a fresh environment
+	rm -rf .venv-test
+	$(MAKE) .venv-test/dev VENV=.venv-test
+	$(MAKE) run-tests VENV=.venv-test
+
+test-slow: $(VENV)/dev  ## run the tests that `make test` leaves out as slow
+	$(VENV)/bin/python -m pytest -m slow
+
+# The common tests of transformers are fetched here, where the network is still on; the tests themselves have none.
+.PHONY: run-tests
+run-tests:
+	if [ -d $(SHARED)/conformance ]; then $(VENV)/bin/python $(SHARED)/conformance/get_sdist.py || true; fi
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/dev  ## lint, formatting, types
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/mypy
+
+format: $(VENV)/dev  ## format the code
+	$(VENV)/bin/ruff check --fix $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-test demo_output build src/*.egg-info
