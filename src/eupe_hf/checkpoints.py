@@ -39,16 +39,9 @@ _CONTAINERS = ("model", "state_dict", "teacher")
 _PREFIXES = ("module.", "backbone.", "teacher.", "eupe.")
 # What safetensors and torch's unpickler raise, between them, on files that are cut short or have bytes changed.
 _DAMAGED = (
-    SafetensorError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)
-_DAMAGED += (struct.error, pickle.UnpicklingError)
+    SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    struct.error, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,7 @@ def _load(path: Path) -> Any:
         )
     with path.open("rb") as file:
         head = file.read(64)
-    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+    if len(head) > 8 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         raise CheckpointError(
             f"{path} is a text file (it begins {head[:40].decode()!r}), not a checkpoint. If an error page or a Git "
             "LFS pointer was saved in place of the download, download it again."
@@ -195,6 +188,7 @@ def load_checkpoint(
     if config is None:
         wanted = published if variant is None else get_variant(variant)
         config = _config_beside(path) if layout == "eupe" else None
+        # without a configuration a damaged checkpoint, `published` None, goes on: its keys are reported one by one
         if wanted is not published and (published is not None or config is not None):
             found = f"{published.name}, " if published is not None else ""
             raise CheckpointError(f"{path} holds {found}a {describe(state)}, not {wanted.name}.")
@@ -215,7 +209,7 @@ def _config_beside(path: Path) -> EupeConfig | None:
         return None
     try:
         return EupeConfig(**values)
-    except StrictDataclassError as error:
+    except (StrictDataclassError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} describes no EUPE encoder: {' '.join(str(error).split())}") from error
 
 
@@ -242,13 +236,18 @@ def staged_file(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        # mkstemp makes private files; what the user gets follows his umask
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
+        _follow_umask(Path(name))
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _follow_umask(*files: Path) -> None:
+    # mkstemp and safetensors make files that nobody else can read
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in files:
+        file.chmod(0o666 & ~umask)
 
 
 @contextmanager
@@ -277,6 +276,7 @@ def staged_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         new.mkdir()
         yield new
+        _follow_umask(*new.iterdir())
         if path.exists():
             path.rename(old)
         new.rename(path)
@@ -370,22 +370,16 @@ def save_layout(checkpoint: Checkpoint, output: str | os.PathLike, layout: Layou
 
 def dinov3_config(config: EupeConfig) -> DINOv3ViTConfig | DINOv3ConvNextConfig:
     """Configuration with which transformers' DINOv3 class of the same family computes the same features."""
-    common = {
-        "num_channels": config.num_channels,
-        "image_size": config.image_size,
-        "hidden_act": config.hidden_act,
-        "layer_norm_eps": config.layer_norm_eps,
-        "initializer_range": config.initializer_range,
-    }
+    names = ["num_channels", "image_size", "hidden_act", "layer_norm_eps", "initializer_range"]
     if config.backbone_type == "convnext":
-        architecture = {"depths": config.depths, "hidden_sizes": config.hidden_sizes}
-        architecture["layer_scale_init_value"] = config.layerscale_value
-        return DINOv3ConvNextConfig(architectures=["DINOv3ConvNextModel"], **architecture, **common)
-    same = ("patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    same += ("num_register_tokens", "pos_embed_rescale", "layerscale_value")
-    architecture = {name: getattr(config, name) for name in same}
-    architecture["rope_theta"] = float(config.rope_theta)
-    return DINOv3ViTConfig(architectures=["DINOv3ViTModel"], **architecture, **common)
+        names += ["depths", "hidden_sizes"]
+        fields = {name: getattr(config, name) for name in names}
+        scale = config.layerscale_value
+        return DINOv3ConvNextConfig(architectures=["DINOv3ConvNextModel"], layer_scale_init_value=scale, **fields)
+    names += ["patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["num_register_tokens", "pos_embed_rescale", "layerscale_value"]
+    fields = {name: getattr(config, name) for name in names}
+    return DINOv3ViTConfig(architectures=["DINOv3ViTModel"], rope_theta=float(config.rope_theta), **fields)
 
 
 __all__ = [

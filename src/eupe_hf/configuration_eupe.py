@@ -88,6 +88,7 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A field has the wrong type, or the shape is impossible.
+        ValueError: A field of the other family, stages that contradict each other, or stages that do not exist.
 
     Example:
 
@@ -139,6 +140,21 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but what is overridden takes part in the checks and in what follows from it.
+
+        transformers would set it on the finished object and leave, for instance, the stages as they were.
+        """
+        overrides = {name: kwargs.pop(name) for name in EupeConfig.__annotations__ if name in kwargs}
+        stale = set()
+        if overrides.keys() & {"num_hidden_layers", "depths"}:
+            stale |= {"out_features", "out_indices"}
+        if overrides.keys() & {"depths", "hidden_sizes"}:
+            stale |= {"hidden_size", "patch_size"}
+        kept = {name: value for name, value in config_dict.items() if name not in stale}
+        return super().from_dict({**kept, **overrides}, **kwargs)
+
     def _fill(self, defaults: dict[str, Any]) -> None:
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -188,8 +204,12 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in sizes:
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.layer_norm_eps or self.layer_norm_eps < 0:
+        if not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}.")
+        if not math.isfinite(self.layerscale_value):
+            raise ValueError(f"layerscale_value must be finite, got {self.layerscale_value}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range must not be negative, got {self.initializer_range}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act {self.hidden_act!r} is unknown; choose from {', '.join(sorted(ACT2FN))}.")
         if self.backbone_type == "vit":
@@ -208,10 +228,10 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens must not be negative, got {self.num_register_tokens}.")
-        if self.pos_embed_rescale is not None and not self.pos_embed_rescale >= 1:
+        if self.pos_embed_rescale is not None and not 1 <= self.pos_embed_rescale < math.inf:
             raise ValueError(f"pos_embed_rescale must be at least 1 or None, got {self.pos_embed_rescale}.")
         if self.rope_periods is None:
-            if not self.rope_theta > 0:
+            if not 0 < self.rope_theta < math.inf:
                 raise ValueError(f"rope_theta must be positive, got {self.rope_theta}.")
         elif len(self.rope_periods) != head_dim // 4 or not all(0 < p < math.inf for p in self.rope_periods):
             raise ValueError(

@@ -3,9 +3,9 @@
 
 `import eupe_hf` calls `register`, which enters the package's classes with the Auto classes and then installs the hook:
 
-- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoBackbone and of every Eupe class is wrapped: one of the six
-  short names is replaced by the folder that `fetch` gives, anything else goes through untouched. AutoModel and its
-  siblings need no wrapper, they call AutoConfig and the Eupe classes.
+- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoVideoProcessor (which pipelines try), AutoBackbone and of
+  every Eupe class is wrapped: one of the six short names is replaced by the folder that `fetch` gives, anything else
+  goes through untouched. AutoModel and its siblings need no wrapper, they call AutoConfig and the Eupe classes.
 - `resolve_revision`, `find_adapter_config_file` and `get_task`, with which transformers asks the Hub about a name
   before it loads, answer for short names by themselves.
 
@@ -17,9 +17,11 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +30,8 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotF
 from huggingface_hub.utils import WeakFileLock
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
@@ -42,6 +45,7 @@ DISABLE_VARIABLE = "EUPE_HF_NO_SHORT_NAMES"
 # Arguments of `from_pretrained` that say where to look; they are spent once the folder is known.
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _DINOV3_TYPES = ("dinov3_vit", "dinov3_convnext")
+_OWN_LAYOUT = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME]
 
 
 # ---- finding a model ----
@@ -81,7 +85,8 @@ def fetch(
     if Path(name).is_dir():
         return Path(name)
     variant = get_variant(name)
-    root = Path(cache_dir) if cache_dir is not None else Path(constants.HF_HOME)
+    # Absolute, as huggingface_hub makes it: what is written down in the cache holds in any working directory.
+    root = Path(constants.HF_HOME if cache_dir is None else cache_dir).expanduser().resolve()
     store = root / "eupe-hf" / variant.name
     reference = store / "refs" / quote(revision or "main", safe="")
     if not force_download and (folder := _converted(store, reference)):
@@ -94,17 +99,13 @@ def fetch(
             return folder  # another process made it while this one waited
         try:
             source = _download(variant, arguments)
-        except (OSError, EntryNotFoundError, HTTPError) as error:
+        except (OSError, EntryNotFoundError, HTTPError, ValueError) as error:  # ValueError: a forced download failed
             raise OSError(_not_found(variant, revision, store, error)) from error
         logger.warning(
             f"The weights of {variant.name} come with the FAIR Noncommercial Research License, which covers "
             f"derivatives and outputs: {WEIGHTS_LICENSE['license_link']}"
         )
-        if source is None:
-            folder = Path(snapshot_download(variant.repo_id, allow_patterns=["*.json", "*.safetensors"], **arguments))
-            _checked(folder / SAFE_WEIGHTS_NAME)
-        else:
-            folder = _convert(variant, source, store)
+        folder = source if source.is_dir() else _convert(variant, source, store)
         # Only now: reading checkpoints needs more of transformers than loading a converted model does.
         from .checkpoints import staged_file
 
@@ -116,13 +117,17 @@ def fetch(
 def _converted(store: Path, reference: Path) -> Path | None:
     if reference.is_file():
         folder = Path(reference.read_text(encoding="utf-8"))
-        if (folder / SAFE_WEIGHTS_NAME).is_file():
+        if _is_complete(folder):
             return folder
     return None
 
 
-def _download(variant: Variant, arguments: dict[str, Any]) -> Path | None:
-    """File or folder with the weights in another layout; `None` where the repository is in ours."""
+def _is_complete(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file() and (folder / SAFE_WEIGHTS_NAME).is_file()
+
+
+def _download(variant: Variant, arguments: dict[str, Any]) -> Path:
+    """File with the weights in another layout; or the folder, where the repository is in ours."""
     try:
         config = Path(hf_hub_download(variant.repo_id, CONFIG_NAME, **arguments))
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
@@ -137,7 +142,10 @@ def _download(variant: Variant, arguments: dict[str, Any]) -> Path | None:
     except EntryNotFoundError:
         model_type = None
     if model_type == EupeConfig.model_type:
-        return None
+        folder = Path(snapshot_download(variant.repo_id, allow_patterns=_OWN_LAYOUT, **arguments))
+        if not _is_complete(folder):
+            raise FileNotFoundError(f"{variant.repo_id} holds {CONFIG_NAME} without {SAFE_WEIGHTS_NAME}")
+        return _checked(folder / SAFE_WEIGHTS_NAME).parent
     if model_type in _DINOV3_TYPES:
         return _checked(hf_hub_download(variant.repo_id, SAFE_WEIGHTS_NAME, **arguments))
     return _checked(hf_hub_download(variant.repo_id, variant.raw_file, **arguments))
@@ -175,13 +183,19 @@ def _convert(variant: Variant, source: Path, store: Path) -> Path:
 
     commit = source.parent.name  # .../snapshots/<commit>/<file>
     folder = store / f"{commit[:12]}-{_sha256(source)[:16]}"
-    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+    if not _is_complete(folder):
+        # under the lock, so what lies here is left over from a run that was killed or a folder that was cleaned up
+        for remains in (folder, *store.glob(".*.part")):
+            shutil.rmtree(remains, ignore_errors=True)
         save_model_folder(load_checkpoint(source, variant.name), folder)
     return folder
 
 
 def _not_found(variant: Variant, revision: str | None, store: Path, error: Exception) -> str:
-    reason = " ".join(f"{error or type(error).__name__} {error.__cause__ or ''}".split())[:400]
+    # Where the client turns what happened into advice about connections, the cause says more.
+    is_advice = isinstance(error, (LocalEntryNotFoundError, ValueError)) and error.__cause__ is not None
+    told = error.__cause__ if is_advice else error
+    reason = shorten(str(told) or type(told).__name__, 400, placeholder=" ...")
     file = variant.raw_file
     url = f"{constants.ENDPOINT}/{variant.repo_id}/resolve/{revision or 'main'}/{file}"
     return (
@@ -195,7 +209,8 @@ def _not_found(variant: Variant, revision: str | None, store: Path, error: Excep
 
 # ---- teaching transformers ----
 
-_replaced: list[tuple[Any, str, Any]] = []  # (owner, attribute, what stood there), for `remove_short_names`
+# (owner, attribute, what stood there), for `remove_short_names`; kept when this module is reloaded
+_replaced: list[tuple[Any, str, Any]] = globals().get("_replaced", [])
 
 
 def register() -> None:
@@ -214,7 +229,7 @@ def install_short_names() -> None:
     if _replaced:
         _answer_lookups()
         return
-    for cls in (AutoConfig, AutoImageProcessor):
+    for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor):
         _wrap_from_pretrained(cls, VARIANTS.get)
     # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
     for cls in (EupeConfig, EupePreTrainedModel, EupeImageProcessor, EupeImageProcessorPil):
@@ -244,7 +259,7 @@ def _wrap_from_pretrained(cls: type, find: Callable[[str], Variant | None]) -> N
     @functools.wraps(original)
     def from_pretrained(owner: type, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
         name = pretrained_model_name_or_path
-        if not isinstance(name, str) or find(name) is None or Path(name).is_dir():
+        if not isinstance(name, str) or find(name) is None:
             return original(owner, name, *args, **kwargs)
         folder = fetch(name, **{key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs})
         loaded = original(owner, os.fspath(folder), *args, **kwargs)

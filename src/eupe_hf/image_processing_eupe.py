@@ -261,12 +261,13 @@ class EupeImageProcessorPil(EupeImageProcessorMixin, PilBackend):
     Here at native resolution, padded to whole patches, as in upstream's depth protocol:
 
     ```python
-    import numpy as np
-    from eupe_hf.image_processing_eupe import EupeImageProcessorPil
+    >>> import numpy as np
+    >>> from eupe_hf import EupeImageProcessorPil
 
-    processor = EupeImageProcessorPil(do_resize=False, size_divisor=16, do_pad=True)
-    inputs = processor(np.zeros((470, 640, 3), dtype=np.uint8), return_tensors="np")
-    assert inputs["pixel_values"].shape == (1, 3, 480, 640)
+    >>> processor = EupeImageProcessorPil(do_resize=False, size_divisor=16, do_pad=True)
+    >>> processor(np.zeros((470, 640, 3), dtype=np.uint8), return_tensors="np")["pixel_values"].shape
+    (1, 3, 480, 640)
+
     ```
     """
 
@@ -291,12 +292,13 @@ class EupeImageProcessor(EupeImageProcessorMixin, TorchvisionBackend):
     Here upstream's classification protocol:
 
     ```python
-    import torch
-    from eupe_hf.image_processing_eupe import EupeImageProcessor
+    >>> import torch
+    >>> from eupe_hf import EupeImageProcessor
 
-    processor = EupeImageProcessor(size={"shortest_edge": 256}, resample=3, do_center_crop=True, crop_size=224)
-    inputs = processor(torch.rand(3, 480, 640), return_tensors="pt")
-    assert inputs["pixel_values"].shape == (1, 3, 224, 224)
+    >>> processor = EupeImageProcessor(size={"shortest_edge": 256}, resample=3, do_center_crop=True, crop_size=224)
+    >>> processor(torch.rand(3, 480, 640), return_tensors="pt")["pixel_values"].shape
+    torch.Size([1, 3, 224, 224])
+
     ```
     """
 
@@ -333,9 +335,8 @@ def _read_image(reference: str | os.PathLike, name: str) -> "PIL.Image.Image":
             image.load()
         return image
     except (*_UNREADABLE, http.client.HTTPException) as error:
-        raise ValueError(
-            f"{name} {str(reference)[:200]!r} can't be read ({error}): pass an image file or URL."
-        ) from error
+        name = f"{name} {str(reference)[:200]!r}"
+        raise ValueError(f"{name} can't be read ({error}): pass an image file or URL.") from error
 
 
 def _pil_to_array(image: "PIL.Image.Image", do_convert_rgb: bool | None, name: str) -> np.ndarray:

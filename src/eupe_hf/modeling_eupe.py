@@ -1,14 +1,16 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """`EupeModel` and `EupeBackbone`: one contract for the ViTs and the ConvNeXts."""
 
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, file_exists
 from torch import nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.dynamic_module_utils import custom_object_save
@@ -22,6 +24,10 @@ from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .image_processing_eupe import EupeImageProcessorPil
 from .modeling_eupe_convnext import EupeConvNextEncoder
 from .modeling_eupe_vit import EupeViTEncoder
+
+
+# What `save_pretrained` writes beside weights and config.
+_ADDED_FILES = rf"README\.md|{re.escape(IMAGE_PROCESSOR_NAME)}|\w+_eupe\w*\.py"
 
 
 class EupePreTrainedModel(PreTrainedModel):
@@ -80,18 +86,36 @@ class EupePreTrainedModel(PreTrainedModel):
         folder = Path(save_directory)
         if is_main_process and not folder.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            custom_object_save(self, folder)
+            # a subclass of somebody else stays where it is: his script is not for publishing
+            is_ours = type(self).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+            custom_object_save(self if is_ours else EupeModel, folder)
             known = {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
             auto_map = {auto: f"{c.__module__.split('.')[-1]}.{c.__name__}" for auto, c in known.items()}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
             if not (folder / IMAGE_PROCESSOR_NAME).exists():
-                side = self.config.image_size
-                EupeImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
+                self._default_processor().save_pretrained(folder)
             if not (folder / "README.md").exists():
                 model_card(self).save(folder / "README.md")
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
-    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+    def _default_processor(self) -> EupeImageProcessorPil:
+        side = self.config.image_size
+        return EupeImageProcessorPil(size={"height": side, "width": side})
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        # transformers uploads what is newer than these; what `save_pretrained` adds was written just before
+        timestamps = super()._get_files_timestamps(working_dir)
+        return {name: t for name, t in timestamps.items() if not re.fullmatch(_ADDED_FILES, name)}
+
+    def _upload_modified_files(
+        self,
+        working_dir: str | os.PathLike,
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        token: bool | str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         # transformers writes its own card last, just before the upload: keep one that somebody wrote, but never let
         # the weights go out without their licence.
         path = Path(working_dir) / "README.md"
@@ -103,7 +127,14 @@ class EupePreTrainedModel(PreTrainedModel):
             for name, value in WEIGHTS_LICENSE.items():
                 setattr(card.data, name, value)
             card.save(path)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        # Nor does the default image processor replace one that was pushed before.
+        path = Path(working_dir) / IMAGE_PROCESSOR_NAME
+        is_default = path.exists() and path.read_text(encoding="utf-8") == self._default_processor().to_json_string()
+        if is_default and file_exists(repo_id, IMAGE_PROCESSOR_NAME, revision=revision, token=token):
+            files_timestamps = {**files_timestamps, IMAGE_PROCESSOR_NAME: math.inf}
+        return super()._upload_modified_files(
+            working_dir, repo_id, files_timestamps, token=token, revision=revision, **kwargs
+        )
 
 
 def model_card(model: EupePreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:

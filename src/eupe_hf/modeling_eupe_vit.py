@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -80,8 +81,13 @@ class EupeViTRotaryEmbedding(nn.Module):
             scale = torch.empty(1, dtype=torch.float32, device=device).uniform_(-bound, bound).exp()
             return _rotary_tables(*arguments, scale=scale)
         # A compiler or tracer must see the computation, not somebody else's finished tensors, and must not leave its
-        # own placeholders in the cache.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level():
+        # own placeholders (fake tensors, proxies) in the cache.
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or torch._C._functorch.maybe_current_level()
+            or is_in_torch_dispatch_mode()
+        ):
             return _rotary_tables(*arguments)
         # Tensors made in inference mode could not be used in a later training step.
         with torch.inference_mode(False):
@@ -243,13 +249,13 @@ class EupeViTEmbeddings(nn.Module):
         height, width = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # (B, rows * columns, C)
         if bool_masked_pos is not None:
-            mask = bool_masked_pos.flatten(1)
-            if mask.shape != patches.shape[:2]:
+            batch, count = patches.shape[:2]
+            if bool_masked_pos.shape not in ((batch, count), (batch, height, width)):
                 raise ValueError(
-                    f"bool_masked_pos must have one entry per patch, ({patches.shape[0]}, {patches.shape[1]}) for a "
-                    f"grid of {height} x {width}, got {tuple(bool_masked_pos.shape)}."
+                    f"bool_masked_pos must have one entry per patch, ({batch}, {count}) or ({batch}, {height}, "
+                    f"{width}) for images of this size, got {tuple(bool_masked_pos.shape)}."
                 )
-            patches = torch.where(mask.unsqueeze(-1).bool(), self.mask_token, patches)
+            patches = torch.where(bool_masked_pos.flatten(1).unsqueeze(-1).bool(), self.mask_token, patches)
         prefix = torch.cat((self.cls_token, self.register_tokens), dim=1).expand(patches.shape[0], -1, -1)
         return torch.cat((prefix, patches), dim=1), height, width
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """The six EUPE models as data: their names, files on the Hub, shapes, sizes, and the paper's figures."""
 
+import copy
 import difflib
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -169,7 +170,7 @@ def variant_config(name: str, **overrides: Any) -> EupeConfig:
             near = difflib.get_close_matches(key, sorted(allowed), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"EupeConfig has no field {key!r}.{hint}")
-    return EupeConfig(**{**variant.config, "name_or_path": variant.repo_id, **overrides})
+    return EupeConfig(**{**copy.deepcopy(variant.config), "name_or_path": variant.repo_id, **overrides})
 
 
 __all__ = ["VARIANTS", "Variant", "find_variant", "get_variant", "variant_config"]

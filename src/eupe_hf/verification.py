@@ -87,15 +87,16 @@ def compare_with_golden(model: EupeModel | EupeBackbone, golden_path: str | os.P
     golden = _read_golden(Path(golden_path))
     sizes = sorted({tuple(map(int, match.groups())) for key in golden if (match := _SIZE.match(key))})
     encoder = _on_same_weights(EupeModel, model)
-    stages = {"out_indices": list(range(1, model.config.num_stages + 1)), "return_class_token": True}
-    backbones = [_on_same_weights(EupeBackbone, model, **stages, apply_layernorm=norm) for norm in (True, False)]
-    found = {}
+    settings: dict[str, Any] = {"return_class_token": True, "reshape_hidden_states": True}
+    settings["out_indices"] = list(range(1, model.config.num_stages + 1))
+    normed, raw = (_on_same_weights(EupeBackbone, model, apply_layernorm=norm, **settings) for norm in (True, False))
+    found: dict[str, torch.Tensor] = {}
     for size in sizes:
         prefix = "x".join(map(str, size))
         pixel_values = frozen_pixel_values(*size).to(model.device)
         outputs = _encoder_outputs(encoder, pixel_values)
         if any(key.startswith(f"{prefix}/layer") for key in golden):
-            outputs |= _stage_outputs(*backbones, pixel_values)
+            outputs |= _stage_outputs(normed, raw, pixel_values)
         found |= {f"{prefix}/{name}": output for name, output in outputs.items()}
     if "masked/mask" in golden and model.config.backbone_type == "vit":
         mask = golden.pop("masked/mask").to(model.device)

@@ -1,0 +1,87 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Convert a published EUPE checkpoint to a folder that `from_pretrained` loads, and prove that no tensor changed."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub.errors import HTTPError
+from transformers import AutoImageProcessor
+
+from eupe_hf import EupeModel, convert_checkpoint
+from eupe_hf.checkpoints import PROJECTOR_FILE, load_checkpoint
+from eupe_hf.configuration_eupe import WEIGHTS_LICENSE
+from eupe_hf.variants import VARIANTS
+from eupe_hf.verification import compare_tensors, format_table
+
+
+EXAMPLE = """example:
+  python conversion/convert_eupe_to_hf.py --checkpoint EUPE-ViT-S.pt --output eupe-s-converted
+"""
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser, for its way to end with an error, and what the user asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="the .pt, .pth or .safetensors file as published, or a folder in the layout of transformers' DINOv3",
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME", help=f"fail unless it is this model: {', '.join(VARIANTS)} (default: any of them)"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--keep-projectors",
+        action="store_true",
+        help=f"keep the distillation adapters that some files carry, in DIR/{PROJECTOR_FILE}; they are not pushed",
+    )
+    parser.add_argument("--push-to-hub", metavar="REPO", help="also upload model and image processor, as USER/NAME")
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: make the repository private")
+    args = parser.parse_args(arguments)
+    if args.private and not args.push_to_hub:
+        parser.error("--private says how to push; it needs --push-to-hub REPO")
+    return parser, args
+
+
+def push(folder: Path, repo_id: str, private: bool) -> None:
+    """Upload a converted model with its image processor, the code that loads it, and a card with the licence."""
+    EupeModel.from_pretrained(folder, dtype="auto").push_to_hub(repo_id, private=private)
+    AutoImageProcessor.from_pretrained(folder).push_to_hub(repo_id, private=private)
+    print(f"Pushed model and image processor to {repo_id}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
+    parser, args = parse(arguments)
+    try:
+        source = load_checkpoint(args.checkpoint, args.variant)
+        convert_checkpoint(args.checkpoint, args.output, args.variant, args.keep_projectors)
+        written = EupeModel.from_pretrained(args.output, dtype="auto").state_dict()
+        rows = compare_tensors(source.state, written)
+        if not all(row.within(0) for row in rows):
+            print(f"{format_table(rows, 0)}\n{args.output} differs from its source: do not use it.", file=sys.stderr)
+            return 1
+        count = sum(tensor.numel() for tensor in written.values())
+        name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
+        print(f"Read {args.checkpoint}: {name}, layout {source.layout}.")
+        print(f"Compared {len(rows)} tensors, {count:,} values: all equal to the source (max abs difference 0).")
+        if source.projectors:
+            action = f"kept in {PROJECTOR_FILE}" if args.keep_projectors else "dropped (--keep-projectors keeps them)"
+            print(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
+        if args.push_to_hub:
+            push(args.output, args.push_to_hub, args.private)
+    except (OSError, ValueError, HTTPError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}")
+    print(f"Done: EupeModel.from_pretrained({str(args.output)!r}) loads it.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

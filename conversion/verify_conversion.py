@@ -1,0 +1,67 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Check that an encoder computes what it should: what the original code computed, or what another checkpoint does.
+
+Exits with 0 if every output is the same within the tolerance, with 1 if not, with 2 if nothing could be compared.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eupe_hf.checkpoints import load_checkpoint
+from eupe_hf.verification import compare_models, compare_with_golden, format_table
+
+
+EXAMPLE = """example:
+  python conversion/verify_conversion.py --checkpoint eupe-s-converted --against EUPE-ViT-S.pt
+  python conversion/verify_conversion.py --checkpoint raw.pt --golden golden/eupe_vits16.safetensors --tolerance 1e-5
+"""
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser, for its way to end with an error, and what the user asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="the encoder, in any of the three layouts",
+    )
+    reference = parser.add_mutually_exclusive_group(required=True)
+    reference.add_argument(
+        "--golden", type=Path, metavar="FILE", help="outputs recorded from the original code, .safetensors"
+    )
+    reference.add_argument(
+        "--against", type=Path, metavar="FILE_OR_DIR", help="another checkpoint, in any of the three layouts"
+    )
+    parser.add_argument("--variant", metavar="NAME", help="fail unless both are this model, for example eupe-s")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest absolute error that passes (default: %(default)s)"
+    )
+    args = parser.parse_args(arguments)
+    if not args.tolerance >= 0:
+        parser.error(f"--tolerance must be 0 or more, got {args.tolerance}")
+    return parser, args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
+    parser, args = parse(arguments)
+    try:
+        model = load_checkpoint(args.checkpoint, args.variant).build_model()
+        if args.golden is not None:
+            rows = compare_with_golden(model, args.golden)
+        else:
+            rows = compare_models(model, load_checkpoint(args.against, args.variant).build_model())
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(format_table(rows, args.tolerance))
+    return 0 if all(row.within(args.tolerance) for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

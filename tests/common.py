@@ -1,0 +1,114 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""What several test files need: tiny encoders, checkpoints with known values, and the recorded outputs."""
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from eupe_hf import EupeConfig, EupeModel, variant_config
+from eupe_hf.layouts import StateDict, expected_shapes, from_eupe
+from eupe_hf.variants import VARIANTS
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+GOLDEN = SHARED / "golden"
+requires_shared = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the outputs recorded from the original code do not lie beside this repository"
+)
+
+FAMILIES = ("vit", "convnext")
+LAYOUTS = ("raw", "dinov3", "eupe")
+NAMES = tuple(VARIANTS)
+
+
+def tiny_config(family: str, **overrides: Any) -> EupeConfig:
+    """An encoder of this family that runs in milliseconds and has every kind of tensor."""
+    if family == "vit":
+        fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    else:
+        fields = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32]}
+    return EupeConfig(backbone_type=family, **{**fields, **overrides})
+
+
+def random_state(config: EupeConfig, layout: str = "eupe", seed: int = 0) -> StateDict:
+    """A checkpoint of this architecture in which every value matters: no zeros, no ones, layer-scale of order one.
+
+    In a raw one the key third of each qkv bias is not zero, as in the published files: its mask makes it so.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, shape in expected_shapes(config).items():
+        values = torch.randn(shape, generator=generator)
+        if re.search(r"norm\d?\.weight$", key):
+            values = 1 + 0.2 * values
+        elif "layer_scale" in key or key.endswith("gamma"):
+            values = 0.3 + 0.1 * values
+        elif len(shape) > 1 and not key.endswith(("token", "tokens")):
+            values *= 1.2 / values[0].numel() ** 0.5
+        else:
+            values *= 0.2
+        state[key] = values
+    converted = from_eupe(state, config, layout)
+    for key, tensor in converted.items():
+        if key.endswith("qkv.bias"):
+            tensor[key_third(tensor)] = 0.5
+    return converted
+
+
+def key_third(qkv_bias: torch.Tensor) -> slice:
+    """Where in a fused qkv bias the keys stand."""
+    width = len(qkv_bias) // 3
+    return slice(width, 2 * width)
+
+
+def published_state(name: str) -> StateDict:
+    """A raw checkpoint of one of the six: that of which the outputs are recorded, else one of random values."""
+    if GOLDEN.is_dir():
+        return raw_weights().state_dict(VARIANTS[name].torch_hub_name)
+    return random_state(variant_config(name), "raw")
+
+
+def raw_weights() -> ModuleType:
+    """The module that makes the checkpoints of which the outputs are recorded; it is no part of this repository."""
+    spec = importlib.util.spec_from_file_location("raw_weights", GOLDEN / "raw_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def golden_path(name: str) -> Path:
+    """The recorded outputs of one of the six."""
+    return GOLDEN / f"{VARIANTS[name].torch_hub_name}.safetensors"
+
+
+def build_model(state: StateDict, config: EupeConfig) -> EupeModel:
+    """The encoder on these tensors, not on copies of them."""
+    with torch.device("meta"):
+        model = EupeModel(config)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def assert_same_bits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Names, dtypes, shapes and every bit of two state dicts."""
+    assert set(found) == set(expected)
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype, key
+        assert torch.equal(found[key], tensor), key
+
+
+def assert_raw_came_back(found: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
+    """As `assert_same_bits`, but for the key third of each qkv bias, which comes back as zeros."""
+    expected = dict(source)
+    for key in source:
+        if key.endswith("qkv.bias"):
+            expected[key] = source[key].clone()
+            expected[key][key_third(source[key])] = 0
+    assert_same_bits(found, expected)

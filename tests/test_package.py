@@ -1,0 +1,105 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""The package as a whole: what importing it costs, what its files may import, and the examples in its docstrings."""
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eupe_hf
+
+
+SOURCE = Path(eupe_hf.__file__).parent
+TRAVELLING = sorted(
+    path
+    for path in SOURCE.glob("*_eupe*.py")
+    if path.name.startswith(("configuration", "modeling", "image_processing"))
+)
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
+
+_IMPORT = """
+import sys, time
+from transformers import AutoBackbone, AutoImageProcessor, AutoModel, PreTrainedModel
+before = set(sys.modules)
+start = time.perf_counter()
+import eupe_hf
+print(time.perf_counter() - start)
+print(*(name for name in sys.modules if name not in before and "." not in name))
+print(*(name for name in sys.modules if name not in before and name.startswith("eupe_hf.")))
+"""
+
+
+def test_import_costs_under_a_tenth_of_a_second() -> None:
+    runs = [
+        subprocess.run([sys.executable, "-c", _IMPORT], check=True, capture_output=True, text=True).stdout.splitlines()
+        for _ in range(3)
+    ]
+    # the fastest of three: what the import itself takes, not what else the machine was doing; 30 ms when measured
+    assert min(float(run[0]) for run in runs) < 0.1
+    top_level, own = set(runs[0][1].split()), set(runs[0][2].split())
+    assert not top_level & {"peft", "datasets", "torchvision", "accelerate", "matplotlib"}
+    assert own <= {
+        f"eupe_hf.{name}"
+        for name in (
+            "configuration_eupe", "hub", "image_processing_eupe", "modeling_eupe", "modeling_eupe_convnext",
+            "modeling_eupe_vit", "variants",
+        )
+    }  # fmt: skip
+
+
+def test_public_names_resolve() -> None:
+    for name in eupe_hf.__all__:
+        assert getattr(eupe_hf, name) is not None
+        assert name in dir(eupe_hf)
+    with pytest.raises(AttributeError, match="no attribute 'EupeModle'"):
+        _ = eupe_hf.EupeModle
+
+
+def test_travelling_files_are_five() -> None:
+    assert [path.stem for path in TRAVELLING] == [
+        "configuration_eupe", "image_processing_eupe", "modeling_eupe", "modeling_eupe_convnext", "modeling_eupe_vit",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)
+def test_travelling_file_imports_only_what_is_there_without_the_package(path: Path) -> None:
+    allowed = set(sys.stdlib_module_names) | {
+        "numpy",
+        "torch",
+        "transformers",
+        "huggingface_hub",
+        "PIL",
+        "torchvision",
+    }
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top_level = set(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module.split(".")[0] in allowed
+        elif isinstance(node, ast.ImportFrom):
+            # `from .name import X`, at the top: the Hub's loader looks for such lines with a regex
+            assert node.level == 1 and node.module is not None and node in top_level, ast.unparse(node)
+    siblings = {other.stem for other in TRAVELLING}
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = {line.split()[1][1:] for line in lines if line.startswith("from .")}
+    assert found <= siblings
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    module = importlib.import_module(f"eupe_hf.{name}")
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_public_classes_and_functions_have_an_example() -> None:
+    for name in eupe_hf.__all__:
+        thing = getattr(eupe_hf, name)
+        if isinstance(thing, type) and not issubclass(thing, Exception) and name != "EupePreTrainedModel":
+            assert ">>>" in thing.__doc__, f"{name} has no example in its docstring"

@@ -1,0 +1,160 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Every command and snippet of the README runs as it stands, and its tables say what the package says."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer, hub_environment, use_hub
+
+from eupe_hf import VARIANTS, EupeModel, variant_config
+from eupe_hf.layouts import from_eupe
+
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "eupe_hf").glob("*.py"))
+PUBLISHED_HERE = ("eupe-s", "eupe-convnext-t")  # the models that the README's snippets load
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, HubServer]]:
+    """A folder that looks like a clone with a downloaded checkpoint in it, and a Hub that has the models."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("examples", "conversion", "Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    with HubServer() as server:
+        for name in PUBLISHED_HERE:
+            model = EupeModel(variant_config(name))
+            file = folder / VARIANTS[name].raw_file
+            torch.save(from_eupe(model.state_dict(), model.config, "raw"), file)
+            server.add_repo(VARIANTS[name].repo_id, {file.name: file.read_bytes()})
+        yield folder, server
+
+
+def test_python_snippets_run_one_after_the_other(
+    workplace: tuple[Path, HubServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, server = workplace
+    monkeypatch.chdir(folder)
+    snippets = blocks("python")
+    assert len(snippets) >= 8
+    names: dict = {}
+    with use_hub(server, tmp_path / "home"):
+        for snippet in snippets:
+            exec(compile(snippet, "README.md", "exec"), names)
+    # what the comments of the snippets promise
+    assert names["outputs"].pooler_output.shape == (1, 384)
+    assert names["outputs"].last_hidden_state.shape == (1, 261, 384)
+    assert names["patches"].shape == (1, 256, 384)
+    assert names["features"].shape == (1, 384)
+    assert [tuple(m.shape) for m in names["backbone"](**names["inputs"]).feature_maps] == [
+        (1, 96, 64, 64), (1, 192, 32, 32), (1, 384, 16, 16), (1, 768, 8, 8),
+    ]  # fmt: skip
+    assert names["masked"].shape == (1, 261, 384)
+    assert names["last"].shape == (1, 6, 261, 261) and names["class_token"].shape == (1, 6, 1, 261)
+    assert names["half"].dtype == torch.bfloat16
+    assert all(
+        torch.equal(a, b) for a, b in zip(names["model"].parameters(), names["again"].parameters(), strict=True)
+    )
+    assert "eupe-s" not in server.repo_ids_requested()
+
+
+def commands() -> list[str]:
+    """Lines of the shell blocks, without the two that set up an environment of their own."""
+    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    assert {"make demo", "make test"} <= set(lines)
+    return [line for line in lines if line not in ("make demo", "make test")]
+
+
+def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer], tmp_path: Path) -> None:
+    folder, server = workplace
+    environment = hub_environment(server, tmp_path / "home", offline=True)
+    assert len(commands()) >= 6
+    for line in commands():
+        words = [sys.executable if word == "python" else word for word in shlex.split(line)]
+        result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+    assert result.stdout.strip() == "21596544"
+    back, original = (torch.load(folder / name, weights_only=True) for name in ("back.pt", "EUPE-ViT-S.pt"))
+    assert all(torch.equal(back[key], original[key]) for key in original)
+
+
+def test_make_demo_draws_pictures(workplace: tuple[Path, HubServer], tmp_path: Path) -> None:
+    """What `make demo` does after installing: run the script, here without a Hub, so that it must say so."""
+    folder, server = workplace
+    told = subprocess.run(["make", "-n", "demo"], cwd=folder, check=True, capture_output=True, text=True).stdout
+    line = told.strip().splitlines()[-1]
+    python, *arguments = shlex.split(line)
+    assert python.endswith("/bin/python")
+    arguments[arguments.index("--output") + 1] = str(tmp_path / "pictures")
+    environment = hub_environment(server, tmp_path / "home", offline=True)
+    result = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "RANDOM weights" in result.stdout
+    from PIL import Image
+
+    for name in ("pca.png", "similarity.png"):
+        picture = Image.open(tmp_path / "pictures" / name)
+        assert picture.size == (512 + 8 + 512, 512 + 28)
+        assert len(picture.getcolors(maxcolors=2**20)) > 1000
+
+
+def test_demo_with_published_weights_does_not_speak_of_random_ones(
+    workplace: tuple[Path, HubServer], tmp_path: Path
+) -> None:
+    folder, server = workplace
+    script = [sys.executable, "examples/visualize_features.py", "--size", "128", "--output", str(tmp_path / "out")]
+    environment = hub_environment(server, tmp_path / "home")
+    result = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "RANDOM" not in result.stdout
+    missing = subprocess.run(
+        [*script, "--image", "nothing.jpg"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert missing.returncode == 1 and missing.stderr.strip() == "There is no image at nothing.jpg."
+
+
+def test_table_of_models_equals_the_data() -> None:
+    rows = re.findall(r"^\| `(eupe-[a-z-]+)` \| ([\d.]+) M \|(.*)\|$", README, flags=re.MULTILINE)
+    assert [row[0] for row in rows] == list(VARIANTS)
+    for name, millions, rest in rows:
+        variant, config = VARIANTS[name], variant_config(name)
+        assert float(millions) == round(variant.num_parameters / 1e6, 1)
+        paper = [variant.paper[key] for key in ("ADE20k", "NYUv2", "TextVQA", "GQA")]
+        assert [float(cell) for cell in rest.split("|")] == [
+            config.hidden_size, config.patch_size, *paper, variant.phone_ms[0],
+        ]  # fmt: skip
+
+
+def test_troubleshooting_quotes_messages_of_the_package() -> None:
+    rows = re.findall(r"^\| `([^`]*)` \| [A-Z]", README.split("## When something goes wrong")[1], flags=re.MULTILINE)
+    assert len(rows) >= 8
+    for row in rows:
+        for part in row.split("..."):
+            words = part.strip(" ;").removeprefix("eupe-s ")
+            flat = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
+            assert words in flat, f"no message contains {words!r}"
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_environment_variable_of_the_readme_is_the_one_in_the_code() -> None:
+    from eupe_hf import hub
+
+    assert hub.DISABLE_VARIABLE in README
+    assert os.environ.get(hub.DISABLE_VARIABLE) is None
