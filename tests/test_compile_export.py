@@ -79,13 +79,12 @@ def test_blocks_compiled_one_by_one_share_a_graph(family, output_hidden_states, 
         assert all(max_abs(a, b) < 1e-6 for a, b in zip(found.hidden_states, expected.hidden_states, strict=True))
 
 
-@both_families
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(("family", "dynamic"), [("vit", None), ("vit", True), ("convnext", None)])
 def test_many_sizes_compile_to_few_graphs(family, dynamic, dynamo):
     depth = {"num_hidden_layers": 1} if family == "vit" else {"depths": [1, 1], "hidden_sizes": [8, 12]}
     model = tiny_model(family, **depth)
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=dynamic)
-    sizes = [(2, 64, 64), (2, 96, 96), (2, 128, 64), (3, 96, 128), (4, 64, 160), (5, 100, 70), (6, 160, 96)]
+    sizes = [(2, 64, 64), (2, 96, 128), (3, 64, 160), (4, 100, 70), (5, 160, 96), (6, 64, 64)]
     for size in sizes:
         image = pixels(*size)
         assert max_abs(compiled(image).last_hidden_state, model(image).last_hidden_state) < 1e-5

@@ -211,6 +211,7 @@ def _not_found(variant: Variant, revision: str | None, store: Path, error: Excep
 
 # (owner, attribute, what stood there), for `remove_short_names`; kept when this module is reloaded
 _replaced: list[tuple[Any, str, Any]] = globals().get("_replaced", [])
+_MARK = "_answers_short_names"
 
 
 def register() -> None:
@@ -253,7 +254,7 @@ def _replace(owner: Any, attribute: str, new: Any) -> None:
     setattr(owner, attribute, new)
 
 
-def _wrap_from_pretrained(cls: type, find: Callable[[str], Variant | None]) -> None:
+def _wrap_from_pretrained(cls: Any, find: Callable[[str], Variant | None]) -> None:
     original = cls.from_pretrained.__func__
 
     @functools.wraps(original)
@@ -308,7 +309,7 @@ def _answer_lookups() -> None:
         module = sys.modules.get(module_name)
         for attribute, answer in answers.items():
             original = vars(module).get(attribute) if module is not None else None
-            if original is not None and not hasattr(original, "_answers_short_names"):
+            if original is not None and _MARK not in vars(original):
                 _replace(module, attribute, _answering(original, answer))
 
 
@@ -319,7 +320,7 @@ def _answering(original: Callable, answer: Callable) -> Callable:
         known = isinstance(name, str) and name in VARIANTS and not Path(name).is_dir()
         return (answer if known else original)(name, *args, **kwargs)
 
-    lookup._answers_short_names = True
+    vars(lookup)[_MARK] = True
     return lookup
 
 

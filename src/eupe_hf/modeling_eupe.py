@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, file_exists
@@ -25,6 +25,8 @@ from .image_processing_eupe import EupeImageProcessorPil
 from .modeling_eupe_convnext import EupeConvNextEncoder
 from .modeling_eupe_vit import EupeViTEncoder
 
+
+_Model = TypeVar("_Model", bound="EupePreTrainedModel")
 
 # What `save_pretrained` writes beside weights and config.
 _ADDED_FILES = rf"README\.md|{re.escape(IMAGE_PROCESSOR_NAME)}|\w+_eupe\w*\.py"
@@ -51,8 +53,8 @@ class EupePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
-    ) -> "EupePreTrainedModel":
+        cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> _Model:
         """Load a model. Arguments as in `transformers.PreTrainedModel.from_pretrained`.
 
         Raises:
@@ -74,7 +76,8 @@ class EupePreTrainedModel(PreTrainedModel):
                     "checkpoint must first be converted: python conversion/convert_eupe_to_hf.py --checkpoint FILE "
                     "--output DIR."
                 )
-        return (model, info) if output_loading_info else model
+        loaded: Any = (model, info) if output_loading_info else model
+        return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save weights, config, and what a process without this package needs to load them.
