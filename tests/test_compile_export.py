@@ -1,4 +1,6 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+import warnings
+
 import pytest
 import torch
 from modeling_common import FAMILIES, blocks_of, max_abs, pixels, tiny_backbone, tiny_model
@@ -25,7 +27,8 @@ def test_whole_model_compiles_to_one_graph_once(family, build, backend, dynamo):
     model, image = build(family), pixels()
     expected = model(image)[0]
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    with torch._dynamo.config.patch(error_on_recompile=True), warnings.catch_warnings():
+        warnings.simplefilter("error")  # a cache or another thing that the compiler had to step over
         for _ in range(2):
             found = compiled(image)[0]
             pair = (found, expected) if build is tiny_model else (found[0], expected[0])

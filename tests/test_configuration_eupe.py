@@ -63,6 +63,13 @@ def test_eps_of_every_norm_is_that_of_the_family(name):
     assert others == {"LayerNorm"}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eps_of_every_norm_follows_the_config(family):
+    norms = [m for m in EupeModel(tiny_config(family, layer_norm_eps=1e-3)).modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == (2 * 3 + 1 if family == "vit" else 1 + 3 + 5 + 1)
+    assert {norm.eps for norm in norms} == {1e-3}
+
+
 def test_num_prefix_tokens_counts_class_token_and_registers():
     assert tiny_config("vit", num_register_tokens=0).num_prefix_tokens == 1
     assert tiny_config("vit", num_register_tokens=7).num_prefix_tokens == 8

@@ -2,12 +2,12 @@
 import copy
 import math
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from modeling_common import (
-    blocks_of,
     max_abs,
     min_cosine,
     pixels,
@@ -36,16 +36,10 @@ def cold_cache():
 
 
 def tables_of(model: nn.Module, *args, **kwargs) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The rotary tables that each block gets in one forward pass."""
-    seen = []
-    hooks = [
-        block.register_forward_pre_hook(lambda _, __, kw: seen.append(kw["position_embeddings"]), with_kwargs=True)
-        for block in blocks_of(model)
-    ]
-    model(*args, **kwargs)
-    for hook in hooks:
-        hook.remove()
-    return seen
+    """The rotary tables with which each block turns its queries, then its keys, in one forward pass."""
+    with mock.patch.object(modeling_eupe_vit, "apply_rotary", wraps=apply_rotary) as spy:
+        model(*args, **kwargs)
+    return [call.args[1:] for call in spy.call_args_list]
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 112), (90, 41)])
@@ -115,7 +109,9 @@ def test_rotary_tables_of_a_lowered_model_equal_those_of_float32_bit_for_bit(low
     assert {parameter.dtype for parameter in lowered.parameters()} != {torch.float32}
     (cos, sin), *_ = tables_of(model, image)
     modeling_eupe_vit._cached_rotary_tables.cache_clear()
-    for low_cos, low_sin in tables_of(lowered, image):
+    lowered_tables = tables_of(lowered, image)
+    assert len(lowered_tables) == 2 * 3
+    for low_cos, low_sin in lowered_tables:
         assert low_cos.dtype == low_sin.dtype == torch.float32
         assert torch.equal(low_cos, cos)
         assert torch.equal(low_sin, sin)
@@ -198,20 +194,22 @@ TRACERS = {
     "compile": _compiled,
     "export": lambda model, image: torch.export.export(model, (), {"pixel_values": image}),
     "jit_trace": lambda model, image: torch.jit.trace(lambda x: model(x).pooler_output, image, check_trace=False),
+    "func_grad": lambda model, image: torch.func.grad(lambda x: model(x).pooler_output.sum())(image),
     "vmap": lambda model, image: torch.vmap(lambda x: model(x[None]).pooler_output)(image),
-    "meta": lambda model, image: copy.deepcopy(model).to("meta")(image.to("meta")),
 }
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("tracer", TRACERS)
 @pytest.mark.parametrize("warm", [False, True])
-def test_tracers_leave_no_placeholder_in_the_cache(tracer, warm):
+def test_tracers_leave_nothing_in_the_cache_and_take_nothing_from_it(tracer, warm):
     model, image = tiny_model("vit"), pixels()
     expected = model.requires_grad_(False)(image).last_hidden_state
     if not warm:
         modeling_eupe_vit._cached_rotary_tables.cache_clear()
+    before = modeling_eupe_vit._cached_rotary_tables.cache_info()
     TRACERS[tracer](model, image)
+    assert modeling_eupe_vit._cached_rotary_tables.cache_info() == before
     features = model(image).last_hidden_state
     assert type(features) is torch.Tensor
     assert torch.equal(features, expected)
@@ -223,9 +221,9 @@ def test_tracers_leave_no_placeholder_in_the_cache(tracer, warm):
 def test_training_draws_one_factor_per_forward_pass_shared_by_all_blocks():
     model, image = tiny_model("vit").train(), pixels()
     first, second = tables_of(model, image), tables_of(model, image)
-    assert len(first) == len(second) == 3
-    assert all(tables is first[0] for tables in first)
-    assert all(tables is second[0] for tables in second)
+    for tables in (first, second):
+        assert len(tables) == 2 * 3
+        assert all(cos is tables[0][0] and sin is tables[0][1] for cos, sin in tables)
     assert not torch.equal(first[0][1], second[0][1])
     assert first[0][0].dtype == torch.float32
 

@@ -17,7 +17,7 @@ SOURCE = Path(eupe_hf.__file__).parent
 TRAVELLING = sorted(
     path
     for path in SOURCE.glob("*_eupe*.py")
-    if path.name.startswith(("configuration", "modeling", "image_processing"))
+    if path.name.startswith(("configuration", "modeling", "image_processing", "post_processing"))
 )
 MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
 
@@ -46,7 +46,8 @@ def test_import_costs_under_a_tenth_of_a_second() -> None:
         f"eupe_hf.{name}"
         for name in (
             "configuration_eupe", "hub", "image_processing_eupe", "modeling_eupe", "modeling_eupe_convnext",
-            "modeling_eupe_vit", "variants",
+            "modeling_eupe_depth", "modeling_eupe_head", "modeling_eupe_image_classification",
+            "modeling_eupe_segmentation", "modeling_eupe_vit", "post_processing_eupe", "variants",
         )
     }  # fmt: skip
 
@@ -59,9 +60,12 @@ def test_public_names_resolve() -> None:
         _ = eupe_hf.EupeModle
 
 
-def test_travelling_files_are_five() -> None:
+def test_travelling_files_are_known() -> None:
     assert [path.stem for path in TRAVELLING] == [
-        "configuration_eupe", "image_processing_eupe", "modeling_eupe", "modeling_eupe_convnext", "modeling_eupe_vit",
+        "configuration_eupe", "image_processing_eupe", "modeling_eupe", "modeling_eupe_convnext",
+        "modeling_eupe_depth",
+        "modeling_eupe_head", "modeling_eupe_image_classification", "modeling_eupe_segmentation", "modeling_eupe_vit",
+        "post_processing_eupe",
     ]  # fmt: skip
 
 

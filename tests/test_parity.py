@@ -79,29 +79,18 @@ def _check_half(model: tuple[str, EupeModel, dict], size: tuple[int, int], dtype
     assert cosine >= MIN_COSINE[dtype], f"{name}, {dtype}, {size}: {cosine:.6f}"
 
 
-def test_bfloat16_keeps_the_direction_of_every_token(model):
-    _check_half(model, SMALL, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_the_direction_of_every_token(model, dtype):
+    _check_half(model, SMALL, dtype)
 
 
-# Without a GPU float16 is slow, and attention at 1024 pixels too: what takes over twenty seconds is marked.
-_QUICK = {"float16": ("eupe-t", "eupe-s", "eupe-convnext-t"), "large": ("eupe-t", "eupe-convnext-t")}
+# On a CPU this takes up to a minute per model; two models stay in the everyday run.
+AT_1024 = [
+    name if name in ("eupe-t", "eupe-convnext-t") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES
+]
 
 
-def _quick(names: tuple[str, ...]) -> pytest.MarkDecorator:
-    marked = [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-    return pytest.mark.parametrize("model", marked, indirect=True, scope="module")
-
-
-@_quick(_QUICK["float16"])
-def test_float16_keeps_the_direction_of_every_token(model):
-    _check_half(model, SMALL, torch.float16)
-
-
-@_quick(_QUICK["large"])
-def test_bfloat16_keeps_the_direction_of_every_token_at_1024_pixels(model):
-    _check_half(model, LARGE, torch.bfloat16)
-
-
-@_quick(())
-def test_float16_keeps_the_direction_of_every_token_at_1024_pixels(model):
-    _check_half(model, LARGE, torch.float16)
+@pytest.mark.parametrize("model", AT_1024, indirect=True, scope="module")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_the_direction_of_every_token_at_1024_pixels(model, dtype):
+    _check_half(model, LARGE, dtype)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .modeling_eupe import EupeBackbone as EupeBackbone
     from .modeling_eupe import EupeModel as EupeModel
     from .modeling_eupe import EupePreTrainedModel as EupePreTrainedModel
+    from .modeling_eupe_depth import EupeForDepthEstimation as EupeForDepthEstimation
+    from .modeling_eupe_image_classification import EupeForImageClassification as EupeForImageClassification
+    from .modeling_eupe_segmentation import EupeForSegmentation as EupeForSegmentation
     from .variants import VARIANTS as VARIANTS
     from .variants import variant_config as variant_config
 
@@ -29,6 +32,9 @@ _MODULE_OF = {
     "CheckpointError": "checkpoints",
     "EupeBackbone": "modeling_eupe",
     "EupeConfig": "configuration_eupe",
+    "EupeForDepthEstimation": "modeling_eupe_depth",
+    "EupeForImageClassification": "modeling_eupe_image_classification",
+    "EupeForSegmentation": "modeling_eupe_segmentation",
     "EupeImageProcessor": "image_processing_eupe",
     "EupeImageProcessorPil": "image_processing_eupe",
     "EupeModel": "modeling_eupe",

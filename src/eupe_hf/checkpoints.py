@@ -218,7 +218,7 @@ def _config_beside(path: Path) -> EupeConfig | None:
 # What a converted folder may hold. A folder with anything else is somebody's, and is not replaced.
 _OWN_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
-    r"|(configuration|modeling|image_processing)_eupe\w*\.py"
+    r"|(configuration|modeling|image_processing|post_processing)_eupe\w*\.py"
 )
 _OWN_MODELS = (EupeConfig.model_type, DINOv3ViTConfig.model_type, DINOv3ConvNextConfig.model_type)
 

@@ -83,7 +83,13 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         reshape_hidden_states: `EupeBackbone`, ViT: give maps (B, C, H, W); `False` gives (B, 1 + H * W, C), class
             token first, registers left out, as DPT reads them.
         return_class_token: `EupeBackbone`: also give the global feature of each chosen stage.
-        out_features: `EupeBackbone`: names of the stages to return, "stem", "stage1", ... Default: the last.
+        classify_patch_mean: Image classification: read the mean of the patch features beside the global feature.
+        head_dropout: Dense heads: share of channels dropped in training.
+        semantic_loss_ignore_index: Segmentation: label of pixels that do not count.
+        num_depth_bins: Depth estimation: number of bins, spread evenly from `min_depth` to `max_depth`.
+        min_depth: Depth estimation: the nearest bin, in metres.
+        max_depth: Depth estimation: the farthest bin, in metres.
+        out_features: `EupeBackbone` and heads: names of the stages to return, "stem", "stage1", ... Default: the last.
         out_indices: The same by number; 0 is the stem, so block i of a ViT (counted from 0) is i + 1.
 
     Raises:
@@ -126,6 +132,12 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     return_class_token: bool = False
+    classify_patch_mean: bool = False
+    head_dropout: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
+    num_depth_bins: int = 256
+    min_depth: float | int = 0.001
+    max_depth: float | int = 10.0
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -210,6 +222,13 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"layerscale_value must be finite, got {self.layerscale_value}.")
         if not 0 <= self.initializer_range < math.inf:
             raise ValueError(f"initializer_range must not be negative, got {self.initializer_range}.")
+        if not 0 <= self.head_dropout < 1:
+            raise ValueError(f"head_dropout must be at least 0 and below 1, got {self.head_dropout}.")
+        if self.num_depth_bins < 2 or not 0 < self.min_depth < self.max_depth < math.inf:
+            raise ValueError(
+                "Depth bins must be at least 2, from min_depth above 0 to a larger max_depth, got "
+                f"{self.num_depth_bins} from {self.min_depth} to {self.max_depth}."
+            )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act {self.hidden_act!r} is unknown; choose from {', '.join(sorted(ACT2FN))}.")
         if self.backbone_type == "vit":

@@ -28,7 +28,15 @@ from urllib.parse import quote
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import WeakFileLock
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
@@ -36,6 +44,9 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_N
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
 from .modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
+from .modeling_eupe_depth import EupeForDepthEstimation
+from .modeling_eupe_image_classification import EupeForImageClassification
+from .modeling_eupe_segmentation import EupeForSegmentation
 from .variants import VARIANTS, Variant, find_variant, get_variant
 
 
@@ -219,6 +230,9 @@ def register() -> None:
     AutoConfig.register(EupeConfig.model_type, EupeConfig, exist_ok=True)
     AutoModel.register(EupeConfig, EupeModel, exist_ok=True)
     AutoBackbone.register(EupeConfig, EupeBackbone, exist_ok=True)
+    AutoModelForImageClassification.register(EupeConfig, EupeForImageClassification, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(EupeConfig, EupeForSegmentation, exist_ok=True)
+    AutoModelForDepthEstimation.register(EupeConfig, EupeForDepthEstimation, exist_ok=True)
     processors = {"torchvision": EupeImageProcessor, "pil": EupeImageProcessorPil}
     AutoImageProcessor.register(EupeConfig, image_processor_classes=processors, exist_ok=True)
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):

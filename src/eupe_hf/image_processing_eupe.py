@@ -26,6 +26,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available, is_vision_available, requires_backends
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .post_processing_eupe import EupePostProcessingMixin
+
 
 if is_vision_available():
     import PIL.Image
@@ -35,6 +37,10 @@ if is_vision_available():
     _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError)
 
 _MODULE = "image_processing_eupe"
+_SOURCES = (
+    f"{_MODULE}.py",
+    "post_processing_eupe.py",
+)  # what a folder needs to load the processor without the package
 _AUTO_MAP = {"torchvision": f"{_MODULE}.EupeImageProcessor", "pil": f"{_MODULE}.EupeImageProcessorPil"}
 
 # Pillow's codes for the filters that torch has: NEAREST, BILINEAR, BICUBIC, and LANCZOS in its recent releases
@@ -54,7 +60,7 @@ class EupeImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     size_divisor: int | None
 
 
-class EupeImageProcessorMixin(BaseImageProcessor):
+class EupeImageProcessorMixin(EupePostProcessingMixin, BaseImageProcessor):
     """What both back ends share: all of it. Images travel as (C, H, W) tensors, uint8 or float32 on [0, 1]."""
 
     valid_kwargs = EupeImageProcessorKwargs
@@ -170,12 +176,13 @@ class EupeImageProcessorMixin(BaseImageProcessor):
         return [_pad_centered(image, height, width) for image in images]
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> list[str]:
-        """Saves as transformers does, and this source file with it, so that `trust_remote_code=True` finds it."""
+        """Saves as transformers does, and the source files with it, so that `trust_remote_code=True` finds them."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        source_file = folder / f"{_MODULE}.py"
-        source_file.write_bytes(Path(__file__).read_bytes())
-        return [*super().save_pretrained(str(folder), *args, **kwargs), str(source_file)]
+        for name in _SOURCES:
+            (folder / name).write_bytes(Path(__file__).with_name(name).read_bytes())
+        sources = [str(folder / name) for name in _SOURCES]
+        return [*super().save_pretrained(str(folder), *args, **kwargs), *sources]
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the content of `preprocessor_config.json`: the options, and where the code is for those without it."""
@@ -185,9 +192,9 @@ class EupeImageProcessorMixin(BaseImageProcessor):
         return output
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        # transformers uploads what is newer than these, and the source file was written just before
+        # transformers uploads what is newer than these, and the source files were written just before
         timestamps = super()._get_files_timestamps(working_dir)
-        return {file: time for file, time in timestamps.items() if file != f"{_MODULE}.py"}
+        return {file: time for file, time in timestamps.items() if file not in _SOURCES}
 
     def _set_attributes(self, **kwargs: Any) -> None:
         # transformers checks the options of a call only; here a wrong one fails in the constructor

@@ -46,6 +46,9 @@ class EupePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # of the task models: the Auto class that loads them, and the pipeline that runs them
+    _task_auto_class: str | None = None
+    _pipeline_tag = "image-feature-extraction"
 
     def get_input_embeddings(self) -> nn.Module:
         """The convolution that reads the image."""
@@ -93,6 +96,7 @@ class EupePreTrainedModel(PreTrainedModel):
             is_ours = type(self).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
             custom_object_save(self if is_ours else EupeModel, folder)
             known = {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
+            known |= {self._task_auto_class: type(self)} if self._task_auto_class and is_ours else {}
             auto_map = {auto: f"{c.__module__.split('.')[-1]}.{c.__name__}" for auto, c in known.items()}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
             if not (folder / IMAGE_PROCESSOR_NAME).exists():
@@ -153,11 +157,12 @@ def model_card(model: EupePreTrainedModel, tags: Sequence[str] = ()) -> ModelCar
     name = model.config.name_or_path
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag=model._pipeline_tag,
         tags=["eupe", *(tag for tag in tags if tag != "eupe")],
         base_model=name if name.count("/") == 1 and not Path(name).exists() else None,
         **WEIGHTS_LICENSE,
     )
+    auto_class = model._task_auto_class or "AutoModel"
     family = "ViT" if model.config.backbone_type == "vit" else "ConvNeXt"
     text = f"""---
 {data.to_yaml()}
@@ -168,10 +173,10 @@ def model_card(model: EupePreTrainedModel, tags: Sequence[str] = ()) -> ModelCar
 An Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387) saved by eupe-hf.
 
 ```python
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, {auto_class}
 
 processor = AutoImageProcessor.from_pretrained("PATH", trust_remote_code=True)
-model = AutoModel.from_pretrained("PATH", trust_remote_code=True)
+model = {auto_class}.from_pretrained("PATH", trust_remote_code=True)
 ```
 
 With the package installed (`import eupe_hf`) `trust_remote_code` is not needed.
@@ -347,19 +352,27 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> EupeBackboneOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        return_class_token: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EupeBackboneOutput:
         """Feature maps of the stages in `config.out_indices`.
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
+            return_class_token: Give `cls_tokens`; `None` takes the setting of the configuration.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
             `feature_maps`: one (B, C, H / stride, W / stride) per chosen stage, in the order of the stages; the
-            stride is 16 for the ViTs, 4, 8, 16, 32 for the ConvNeXts (the stem 4). `cls_tokens` with
-            `config.return_class_token`. `hidden_states` and `attentions` as in `EupeModel.forward`.
+            stride is 16 for the ViTs, 4, 8, 16, 32 for the ConvNeXts (the stem 4). `cls_tokens` on request.
+            `hidden_states` and `attentions` as in `EupeModel.forward`.
         """
         pixel_values = self._check_pixel_values(pixel_values)
+        if return_class_token is None:
+            return_class_token = self.config.return_class_token
         returned = self.config.selected_hidden_states(kwargs.pop("output_hidden_states", None))
         chosen = [index % len(self.stage_names) for index in self.out_indices]
         outputs = self.encoder(pixel_values, output_hidden_states=[*chosen, *returned], **kwargs)
@@ -370,7 +383,7 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
             feature_maps=tuple(feature_map for feature_map, _ in stages),
             hidden_states=states if returned else None,
             attentions=outputs.attentions,
-            cls_tokens=tuple(token for _, token in stages) if self.config.return_class_token else None,
+            cls_tokens=tuple(token for _, token in stages) if return_class_token else None,
         )
 
     def _stage(

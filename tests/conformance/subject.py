@@ -2,7 +2,22 @@
 
 from harness.subject import ImageProcessorSpec, Subject, VisionFamily
 
-from eupe_hf import EupeBackbone, EupeConfig, EupeImageProcessorPil, EupeModel
+from eupe_hf import (
+    EupeBackbone,
+    EupeConfig,
+    EupeForDepthEstimation,
+    EupeForImageClassification,
+    EupeForSegmentation,
+    EupeImageProcessorPil,
+    EupeModel,
+)
+
+
+HEADS = {
+    "image-classification": EupeForImageClassification,
+    "semantic-segmentation": EupeForSegmentation,
+    "depth-estimation": EupeForDepthEstimation,
+}
 
 
 def _image_processor() -> EupeImageProcessorPil:
@@ -18,7 +33,7 @@ def _vit_config() -> EupeConfig:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_register_tokens=2,
-        out_indices=[0, 1],
+        out_indices=[1, 2],
     )
 
 
@@ -37,10 +52,13 @@ vit = VisionFamily(
     config_class=EupeConfig,
     model_class=EupeModel,
     backbone_class=EupeBackbone,
+    heads=HEADS,
     tiny_config=_vit_config,
     config_kwargs={"backbone_type": "vit"},
     num_attention_heads=4,
     seq_length=64 + 1 + 2,
+    # the mask token takes part only where patches are masked
+    all_params_have_gradient=False,
     image_processor=_image_processor,
 )
 
@@ -49,6 +67,7 @@ convnext = VisionFamily(
     config_class=EupeConfig,
     model_class=EupeModel,
     backbone_class=EupeBackbone,
+    heads=HEADS,
     tiny_config=_convnext_config,
     config_kwargs={"backbone_type": "convnext"},
     config_common_properties=["num_channels", "hidden_sizes", "hidden_size"],

@@ -1,0 +1,106 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Depth estimation: upstream's linear head over depth bins on the dense features of an EUPE encoder."""
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import DepthEstimatorOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_eupe import EupeConfig
+from .modeling_eupe_head import EupeLinearDenseHead, EupeTaskModel, check_label_maps, resize
+
+
+class EupeDepthHead(nn.Module):
+    """Linear head over bins of depth: the expected depth under a normalised score per bin, and its loss."""
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        self.config = config
+        self.linear = EupeLinearDenseHead(config, config.num_depth_bins)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...], cls_tokens: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Feature maps to depth (B, h, w) in metres. The global features are not read."""
+        config = self.config
+        scores = self.linear(feature_maps).float().relu() + 0.1  # upstream's "linear" normalisation
+        bins = torch.linspace(config.min_depth, config.max_depth, config.num_depth_bins, device=scores.device)
+        return torch.einsum("bkhw,k->bhw", scores / scores.sum(dim=1, keepdim=True), bins)
+
+    def loss(self, depth: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Scale-invariant log loss at the size of the labels (B, H, W), over pixels with a valid depth.
+
+        Upstream's sigloss: sqrt(var(g) + 0.15 mean(g)^2), g the difference of the logarithms of predicted and true
+        depth, each plus 0.001. Valid are finite depths above `config.min_depth` up to `config.max_depth`.
+        """
+        labels = labels.float()
+        valid = labels.isfinite() & (labels > self.config.min_depth) & (labels <= self.config.max_depth)
+        if int(valid.sum()) < 2:
+            return depth.sum() * 0  # a variance needs two pixels
+        predicted = resize(depth.float().unsqueeze(1), labels.shape[1:]).squeeze(1)
+        error = torch.log(predicted[valid] + 1e-3) - torch.log(labels[valid] + 1e-3)
+        return torch.sqrt(error.var() + 0.15 * error.mean() ** 2)
+
+
+class EupeForDepthEstimation(EupeTaskModel):
+    """An EUPE encoder with the linear depth head of upstream's evaluation code: 256 bins from 0.001 to 10 metres.
+
+    `config.num_depth_bins`, `config.min_depth` and `config.max_depth` say which bins, `config.out_indices` which
+    stages the head reads.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf import EupeForDepthEstimation, variant_config
+
+    >>> model = EupeForDepthEstimation(variant_config("eupe-convnext-t", out_indices=[1, 2, 3, 4])).eval()
+    >>> model(torch.zeros(1, 3, 64, 96)).predicted_depth.shape  # the head is new: train it before you use it
+    torch.Size([1, 16, 24])
+
+    ```
+    """
+
+    head_class = EupeDepthHead
+    _task_auto_class = "AutoModelForDepthEstimation"
+    _pipeline_tag = "depth-estimation"
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        flip_average: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DepthEstimatorOutput:
+        """Estimate depth.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised.
+            labels: (B, H', W') depth in metres, of any size; what is not finite, not above `config.min_depth` or
+                above `config.max_depth` counts as unknown.
+            flip_average: Average with the prediction for the mirrored image, as upstream's evaluation does.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `predicted_depth` (B, h, w) in metres, float32, at the resolution of the first feature map;
+            `EupeImageProcessor.post_process_depth_estimation` resizes it. `loss` with `labels`.
+
+        Raises:
+            ValueError: Labels of a wrong shape.
+        """
+        outputs = self.encode(pixel_values, **kwargs)
+        depth = self.head(outputs.feature_maps, outputs.cls_tokens)
+        if flip_average:
+            mirrored = self.encode(pixel_values.flip(-1))
+            depth = (depth + self.head(mirrored.feature_maps, mirrored.cls_tokens).flip(-1)) / 2
+        loss = None
+        if labels is not None:
+            check_label_maps(labels, pixel_values, "depth in metres")
+            loss = self.head.loss(depth, labels)
+        return DepthEstimatorOutput(
+            loss=loss, predicted_depth=depth, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["EupeForDepthEstimation"]

@@ -1,0 +1,106 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Image classification: a linear head on the global features of an EUPE encoder."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_eupe import EupeConfig
+from .modeling_eupe_head import EupeTaskModel, check_class_ids
+
+
+class EupeImageClassificationHead(nn.Module):
+    """Linear layer on the global features of the chosen stages, with the means of their maps where asked."""
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        self.config = config
+        widths = [config.hidden_sizes[0], *config.hidden_sizes]
+        channels = sum(widths[index] for index in config.out_indices)
+        self.classifier = nn.Linear(2 * channels if config.classify_patch_mean else channels, config.num_labels)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...], cls_tokens: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Feature maps and global features to logits (B, num_labels)."""
+        features = list(cls_tokens)
+        if self.config.classify_patch_mean:
+            features += [feature_map.mean(dim=(2, 3)) for feature_map in feature_maps]
+        return self.classifier(torch.cat(features, dim=1))
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross entropy, binary cross entropy per class, or mean squared error, by `config.problem_type`.
+
+        Without a problem type it follows from the labels: floats are a regression for one output and several labels
+        per image for more, integers one class per image.
+        """
+        problem, classes = self.config.problem_type, self.config.num_labels
+        if problem is None and classes == 1:
+            problem = "regression"
+        elif problem is None:
+            problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        if problem == "single_label_classification":
+            labels = labels.reshape(-1).long()
+            check_class_ids(labels, classes, "Set num_labels or id2label to those of your data.")
+            return functional.cross_entropy(logits.float(), labels)
+        labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"labels for {problem} must be ({logits.shape[0]}, {classes}), got {tuple(labels.shape)}."
+            )
+        loss = functional.mse_loss if problem == "regression" else functional.binary_cross_entropy_with_logits
+        return loss(logits.float(), labels.float())
+
+
+class EupeForImageClassification(EupeTaskModel):
+    """An EUPE encoder with a linear classifier on its global feature.
+
+    `config.classify_patch_mean` adds the mean patch feature, `config.out_indices` the features of earlier stages.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf import EupeForImageClassification, variant_config
+
+    >>> config = variant_config("eupe-t", id2label={0: "cat", 1: "dog", 2: "bird"})
+    >>> model = EupeForImageClassification(config).eval()  # the head is new: train it before you use it
+    >>> model(torch.zeros(1, 3, 64, 64)).logits.shape
+    torch.Size([1, 3])
+
+    ```
+    """
+
+    head_class = EupeImageClassificationHead
+    _task_auto_class = "AutoModelForImageClassification"
+    _pipeline_tag = "image-classification"
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised.
+            labels: (B,) class ids; (B, num_labels) zeros and ones for several labels per image; (B,) or
+                (B, num_labels) floats for regression. See `config.problem_type`.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `logits` (B, num_labels), and `loss` with `labels`.
+
+        Raises:
+            ValueError: Labels of a wrong shape, or out of range.
+        """
+        outputs = self.encode(pixel_values, **kwargs)
+        logits = self.head(outputs.feature_maps, outputs.cls_tokens)
+        loss = self.head.loss(logits, labels) if labels is not None else None
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["EupeForImageClassification"]

@@ -1,0 +1,144 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Semantic segmentation: upstream's linear head on the dense features of an EUPE encoder."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_eupe import EupeConfig
+from .modeling_eupe_head import EupeLinearDenseHead, EupeTaskModel, check_class_ids, check_label_maps, resize
+
+
+class EupeSegmentationHead(nn.Module):
+    """Linear segmentation head: logits at the resolution of the first feature map, and their loss."""
+
+    def __init__(self, config: EupeConfig):
+        super().__init__()
+        self.config = config
+        self.linear = EupeLinearDenseHead(config, config.num_labels)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...], cls_tokens: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Feature maps to logits (B, num_labels, h, w). The global features are not read."""
+        return self.linear(feature_maps)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross entropy at the size of the labels (B, H, W), without pixels that are the ignore index."""
+        ignore = self.config.semantic_loss_ignore_index
+        hint = f"{ignore} is ignored. ADE20K counts from 1: subtract 1, and make its 0 the ignore index."
+        check_class_ids(labels[labels != ignore], self.config.num_labels, hint)
+        resized = resize(logits.float(), labels.shape[1:])
+        total = functional.cross_entropy(resized, labels.long(), ignore_index=ignore, reduction="sum")
+        # a batch without one labelled pixel has the loss 0, not NaN
+        return total / (labels != ignore).sum().clamp_min(1)
+
+
+class EupeForSegmentation(EupeTaskModel):
+    """An EUPE encoder with the linear segmentation head of upstream's evaluation code.
+
+    `config.num_labels` classes, `config.out_indices` the stages that the head reads, `config.head_dropout`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf import EupeForSegmentation, variant_config
+
+    >>> config = variant_config("eupe-t", num_labels=21, out_indices=[3, 6, 9, 12])
+    >>> model = EupeForSegmentation(config).eval()  # the head is new: train it before you use it
+    >>> model(torch.zeros(1, 3, 64, 96)).logits.shape
+    torch.Size([1, 21, 4, 6])
+
+    ```
+    """
+
+    head_class = EupeSegmentationHead
+    _task_auto_class = "AutoModelForSemanticSegmentation"
+    _pipeline_tag = "image-segmentation"
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SemanticSegmenterOutput:
+        """Segment images.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised.
+            labels: (B, H', W') class ids from 0, of any size; `config.semantic_loss_ignore_index` (255) where there
+                is none. The logits are resized to it for the loss.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `logits` (B, num_labels, h, w) at the resolution of the first feature map;
+            `EupeImageProcessor.post_process_semantic_segmentation` makes label maps of them. `loss` with `labels`.
+
+        Raises:
+            ValueError: Labels of a wrong shape, or out of range.
+        """
+        outputs = self.encode(pixel_values, **kwargs)
+        logits = self.head(outputs.feature_maps, outputs.cls_tokens)
+        loss = None
+        if labels is not None:
+            check_label_maps(labels, pixel_values, "class ids")
+            loss = self.head.loss(logits, labels)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    @torch.no_grad()
+    def predict_sliding_window(
+        self, pixel_values: torch.Tensor, window: int = 512, stride: int = 341, batch_size: int = 8
+    ) -> torch.Tensor:
+        """Logits of images larger than the window, as in upstream's protocol (window 512, stride 341).
+
+        Windows are segmented in batches, their logits resized to the window and averaged where windows overlap. An
+        image smaller than the window is padded with zeros, and what falls on the padding cut off. Memory is that of
+        the logits of the image and of one batch of windows.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised, of any size.
+            window: Side of the square windows in pixels.
+            stride: Step between windows in pixels, at most `window`.
+            batch_size: Windows per forward pass.
+
+        Returns:
+            (B, num_labels, H, W), float32.
+
+        Raises:
+            ValueError: A stride larger than the window, or numbers below 1.
+        """
+        if not 1 <= stride <= window or batch_size < 1:
+            raise ValueError(
+                f"window, stride and batch_size must be at least 1 and the stride at most the window, got {window}, "
+                f"{stride} and {batch_size}."
+            )
+        batch, _, height, width = pixel_values.shape
+        padded = functional.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
+        total = padded.new_zeros((batch, self.config.num_labels, *padded.shape[2:]), dtype=torch.float32)
+        count = padded.new_zeros((1, 1, *padded.shape[2:]), dtype=torch.float32)
+        places = [(i, top, left) for i in range(batch) for top, left in _windows(padded.shape[2:], window, stride)]
+        for start in range(0, len(places), batch_size):
+            chosen = places[start : start + batch_size]
+            views = [padded[i, :, top : top + window, left : left + window] for i, top, left in chosen]
+            logits = resize(self(torch.stack(views)).logits.float(), (window, window))
+            for (i, top, left), part in zip(chosen, logits, strict=True):
+                total[i, :, top : top + window, left : left + window] += part
+                if i == 0:
+                    count[..., top : top + window, left : left + window] += 1
+        return (total / count)[..., :height, :width]
+
+
+def _windows(size: tuple[int, int], window: int, stride: int) -> Iterator[tuple[int, int]]:
+    # the last window of a row or column ends with the image, so that every pixel is covered by a whole window
+    tops, lefts = (sorted({*range(0, side - window, stride), side - window}) for side in size)
+    for top in tops:
+        for left in lefts:
+            yield top, left
+
+
+__all__ = ["EupeForSegmentation"]
