@@ -70,6 +70,7 @@ def test_python_snippets_run_one_after_the_other(
     ]  # fmt: skip
     assert names["masked"].shape == (1, 261, 384)
     assert names["last"].shape == (1, 6, 261, 261) and names["class_token"].shape == (1, 6, 1, 261)
+    assert names["label_map"].shape == (400, 600) and 0 <= names["label_map"].min() <= names["label_map"].max() < 3
     assert names["half"].dtype == torch.bfloat16
     assert all(
         torch.equal(a, b) for a, b in zip(names["model"].parameters(), names["again"].parameters(), strict=True)
@@ -100,7 +101,9 @@ def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer
 def test_make_demo_draws_pictures(workplace: tuple[Path, HubServer], tmp_path: Path) -> None:
     """What `make demo` does after installing: run the script, here without a Hub, so that it must say so."""
     folder, server = clone(tmp_path / "clone"), workplace[1]
-    told = subprocess.run(["make", "-n", "demo"], cwd=folder, check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo"], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
     line = told.strip().splitlines()[-1]
     python, *arguments = shlex.split(line)
     assert python.endswith("/bin/python")
