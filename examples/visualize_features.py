@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from PIL import Image
 from transformers import logging as transformers_logging
 
 from eupe_hf import VARIANTS, EupeBackbone, EupeImageProcessor, EupeModel, convert_checkpoint, variant_config
@@ -82,9 +81,11 @@ def main() -> None:
     backbone, processor, warning = load_encoder(arguments.model)
 
     # 2. Encode the photograph.
-    photograph = Image.open(arguments.image).convert("RGB")
     size = {"height": arguments.size, "width": arguments.size}
-    inputs = processor(photograph, size=size, return_tensors="pt")
+    try:
+        inputs = processor(arguments.image, size=size, return_tensors="pt")
+    except ValueError as error:
+        sys.exit(str(error))
     start = time.perf_counter()
     with torch.inference_mode():
         feature_map = backbone(**inputs).feature_maps[-1]  # (1, C, H, W)
@@ -94,7 +95,9 @@ def main() -> None:
 
     # 3. Draw the principal components, and the similarity to one patch.
     row, column = arguments.patch or (rows // 4, columns // 2)
-    photograph = photograph.resize((arguments.size, arguments.size))
+    # as the encoder gets it, before normalisation: upright, and right also where the file has 16 bits
+    (pixels,) = processor(arguments.image, size=size, do_normalize=False, return_tensors="pt")["pixel_values"]
+    photograph = rgb_picture(pixels.permute(1, 2, 0), (arguments.size, arguments.size))
     components = rgb_picture(pca_rgb(feature_map)[0], photograph.size)
     similarity = similarity_map(feature_map[0], row, column)
     heat = mark_patch(heat_picture(similarity, photograph), row, column, (rows, columns))

@@ -1,15 +1,14 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """What the tests of config and models share: tiny encoders in which every weight matters, and the golden ones."""
 
-import importlib.util
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from common import raw_weights as raw_weights
 from torch import nn
 
 from eupe_hf import EupeBackbone, EupeConfig, EupeModel, variant_config
@@ -103,14 +102,6 @@ def min_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     """Smallest cosine of two sets of features along the last axis; NaN if there is one."""
     assert a.shape == b.shape, f"{tuple(a.shape)} against {tuple(b.shape)}"
     return torch.cosine_similarity(a.double(), b.double(), dim=-1).min().item()
-
-
-def raw_weights() -> ModuleType:
-    """The module that makes the checkpoints whose outputs are recorded."""
-    spec = importlib.util.spec_from_file_location("raw_weights", GOLDEN / "raw_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def golden_model(name: str) -> EupeModel:
