@@ -95,7 +95,7 @@ class SegmentationMetrics:
             )
         labels = reduce_zero_label(labels, self.ignore_index) if self.reduce_labels else labels.long()
         hint = f"{self.ignore_index} is ignored. Where labels count from 1, as ADE20K's, set reduce_labels."
-        check_class_ids(labels[labels != self.ignore_index], self.num_labels, hint)
+        check_class_ids(labels, self.num_labels, hint, self.ignore_index)
         check_class_ids(predicted, self.num_labels, "These are the predictions.")
         count = require("torchmetrics.functional.classification").multiclass_confusion_matrix
         matrix = count(predicted.cpu(), labels.cpu(), self.num_labels, None, self.ignore_index, validate_args=False)
