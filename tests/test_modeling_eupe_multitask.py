@@ -91,6 +91,7 @@ def test_one_pass_equals_the_single_task_models(family: str) -> None:
         assert_equal_outputs(tensors(model(pixels(), tasks=["depth", "scene"])), {
             name: tensors(outputs)[name] for name in ("depth", "scene")
         })  # fmt: skip
+        assert_equal_outputs(tensors(model(pixels())), tensors(outputs))
         hidden = model(pixels(), output_hidden_states=True).hidden_states
         expected = EupeModel(model.eupe.config)
         expected.load_state_dict(model.eupe.state_dict())
@@ -361,5 +362,9 @@ def test_half_precision_compilation_and_gradient_checkpointing(family: str) -> N
             for name, t in expected.items()
         )
     model.train().activation_checkpointing_enable()
-    model(pixels(), labels=all_labels()).loss.backward()
+    outputs = model(pixels(), labels=all_labels(), output_hidden_states=True)
+    for state in outputs.hidden_states:
+        state.retain_grad()
+    outputs.loss.backward()
+    assert all(state.grad is not None and state.grad.any() for state in outputs.hidden_states)
     assert all(p.grad is not None for name, p in model.named_parameters() if "mask_token" not in name)

@@ -282,6 +282,9 @@ class EupeForMultiTask(EupePreTrainedModel):
         names = self._known(self.config.heads if tasks is None else tasks, "tasks")
         labels = {} if labels is None else labels
         self._known(labels, "labels")
+        for extra in ("output_hidden_states", "output_attentions"):  # the encoder reads a configuration of its own
+            if kwargs.get(extra) is None and getattr(self.config, extra):
+                kwargs[extra] = getattr(self.config, extra)
         features = self.eupe(pixel_values, return_class_token=True, **kwargs)
         loss, predictions = None, {}
         for name in names:

@@ -1,5 +1,7 @@
 """What `../shared/conformance` needs to know to run transformers' own common tests on this package's classes."""
 
+from dataclasses import replace
+
 from harness.subject import ImageProcessorSpec, Subject, VisionFamily
 
 from eupe_hf import (
@@ -7,9 +9,11 @@ from eupe_hf import (
     EupeConfig,
     EupeForDepthEstimation,
     EupeForImageClassification,
+    EupeForMultiTask,
     EupeForSegmentation,
     EupeImageProcessorPil,
     EupeModel,
+    EupeMultiTaskConfig,
 )
 
 
@@ -81,6 +85,59 @@ convnext = VisionFamily(
     image_processor=_image_processor,
 )
 
+MULTI_TASK_HEADS = {
+    "scene": {"task": "classification", "num_labels": 5},
+    "parts": {"task": "segmentation", "num_labels": 5, "out_indices": [1, 2]},
+    "depth": {"task": "depth"},
+}
+
+
+_NOT_FEATURES = "a multi-task model gives predictions by the names of its heads; features come from EupeModel"
+_NOT_A_TENSOR = (
+    "reads the first output as a tensor, here it is a dictionary; tests/test_modeling_eupe_multitask.py has it"
+)
+MULTI_TASK_SKIPS = {
+    "test_correct_missing_keys": "an encoder's configuration names no heads, so none are missing when it is loaded",
+    "test_determinism": _NOT_A_TENSOR,
+    "test_retain_grad_hidden_states_attentions": _NOT_A_TENSOR,
+    "test_pipeline_image_feature_extraction": _NOT_FEATURES,
+    "test_pipeline_image_feature_extraction_fp16": _NOT_FEATURES,
+}
+
+
+def _vit_multi_task_config() -> EupeMultiTaskConfig:
+    return EupeMultiTaskConfig(encoder_config=_vit_config(), heads=MULTI_TASK_HEADS)
+
+
+def _convnext_multi_task_config() -> EupeMultiTaskConfig:
+    return EupeMultiTaskConfig(encoder_config=_convnext_config(), heads=MULTI_TASK_HEADS)
+
+
+vit_multi_task = replace(
+    vit,
+    name="vit_multi_task",
+    config_class=EupeMultiTaskConfig,
+    model_class=EupeForMultiTask,
+    backbone_class=None,
+    heads={},
+    tiny_config=_vit_multi_task_config,
+    config_kwargs={},
+    config_common_properties=["encoder_config", "heads"],
+    skips=MULTI_TASK_SKIPS,
+)
+convnext_multi_task = replace(
+    convnext,
+    name="convnext_multi_task",
+    config_class=EupeMultiTaskConfig,
+    model_class=EupeForMultiTask,
+    backbone_class=None,
+    heads={},
+    tiny_config=_convnext_multi_task_config,
+    config_kwargs={},
+    config_common_properties=["encoder_config", "heads"],
+    skips=MULTI_TASK_SKIPS,
+)
+
 image_processor = ImageProcessorSpec(
     name="eupe",
     classes={"pil": EupeImageProcessorPil},
@@ -94,4 +151,6 @@ image_processor = ImageProcessorSpec(
     },
 )
 
-SUBJECT = Subject(name="eupe", vision=[vit, convnext], image_processors=[image_processor])
+SUBJECT = Subject(
+    name="eupe", vision=[vit, convnext, vit_multi_task, convnext_multi_task], image_processors=[image_processor]
+)
