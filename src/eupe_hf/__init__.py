@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .checkpoints import CheckpointError as CheckpointError
     from .checkpoints import convert_checkpoint as convert_checkpoint
     from .configuration_eupe import EupeConfig as EupeConfig
+    from .heads import convert_head as convert_head
     from .image_processing_eupe import EupeImageProcessor as EupeImageProcessor
     from .image_processing_eupe import EupeImageProcessorPil as EupeImageProcessorPil
     from .modeling_eupe import EupeBackbone as EupeBackbone
@@ -41,6 +42,7 @@ _MODULE_OF = {
     "EupePreTrainedModel": "modeling_eupe",
     "VARIANTS": "variants",
     "convert_checkpoint": "checkpoints",
+    "convert_head": "heads",
     "variant_config": "variants",
 }
 
