@@ -54,6 +54,12 @@ class EupePreTrainedModel(PreTrainedModel):
         """The convolution that reads the image."""
         return self.base_model.encoder.get_input_embeddings()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if hasattr(module, "init_head_weights"):  # parts of heads know how they start
+            module.init_head_weights()
+
     @classmethod
     def from_pretrained(
         cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any

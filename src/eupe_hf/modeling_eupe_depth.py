@@ -20,8 +20,19 @@ class EupeDepthHead(nn.Module):
         self.config = config
         self.linear = EupeLinearDenseHead(config, config.num_depth_bins)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...], cls_tokens: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Feature maps to depth (B, h, w) in metres. The global features are not read."""
+    def forward(
+        self,
+        feature_maps: tuple[torch.Tensor, ...],
+        cls_tokens: tuple[torch.Tensor, ...],
+        image_size: tuple[int, int],
+        labels: torch.Tensor | None = None,
+    ) -> DepthEstimatorOutput:
+        """Feature maps to `predicted_depth` (B, h, w) in metres, and its `loss`; reads nothing else."""
+        depth = self.depth(feature_maps)
+        return DepthEstimatorOutput(loss=None if labels is None else self.loss(depth, labels), predicted_depth=depth)
+
+    def depth(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Feature maps to depth (B, h, w) in metres, float32: the mean of the bins under their normalised scores."""
         config = self.config
         scores = self.linear(feature_maps).float().relu() + 0.1  # upstream's "linear" normalisation
         bins = torch.linspace(config.min_depth, config.max_depth, config.num_depth_bins, device=scores.device)
@@ -33,6 +44,7 @@ class EupeDepthHead(nn.Module):
         Upstream's sigloss: sqrt(var(g) + 0.15 mean(g)^2), g the difference of the logarithms of predicted and true
         depth, each plus 0.001. Valid are finite depths above `config.min_depth` up to `config.max_depth`.
         """
+        check_label_maps(labels, len(depth), "depth in metres")
         labels = labels.float()
         valid = labels.isfinite() & (labels > self.config.min_depth) & (labels <= self.config.max_depth)
         if int(valid.sum()) < 2:
@@ -89,17 +101,16 @@ class EupeForDepthEstimation(EupeTaskModel):
         Raises:
             ValueError: Labels of a wrong shape.
         """
-        outputs = self.encode(pixel_values, **kwargs)
-        depth = self.head(outputs.feature_maps, outputs.cls_tokens)
-        if flip_average:
-            mirrored = self.encode(pixel_values.flip(-1))
-            depth = (depth + self.head(mirrored.feature_maps, mirrored.cls_tokens).flip(-1)) / 2
-        loss = None
-        if labels is not None:
-            check_label_maps(labels, pixel_values, "depth in metres")
-            loss = self.head.loss(depth, labels)
+        if not flip_average:
+            return self._predict(pixel_values, labels, **kwargs)
+        outputs = self._predict(pixel_values, None, **kwargs)
+        mirrored = self._predict(pixel_values.flip(-1), None)
+        depth = (outputs.predicted_depth + mirrored.predicted_depth.flip(-1)) / 2
         return DepthEstimatorOutput(
-            loss=loss, predicted_depth=depth, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=None if labels is None else self.head.loss(depth, labels),
+            predicted_depth=depth,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 

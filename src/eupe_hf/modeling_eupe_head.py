@@ -14,10 +14,11 @@ from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
 
 
 class EupeTaskModel(EupePreTrainedModel):
-    """An encoder, `self.eupe`, with one head, `self.head`. Subclasses name the head and its outputs.
+    """An encoder, `self.eupe`, with one head, `self.head`. Subclasses name the head and describe its outputs.
 
-    A head sees the encoder only through the contract of `EupeBackbone`: the feature maps and global features of the
-    stages in `config.out_indices`. So every head works on all six models.
+    A head is called with the feature maps and global features of the stages in `config.out_indices`, the size of the
+    images in pixels and the labels, if any, and gives the output of the task with its loss. It sees the encoder only
+    through the contract of `EupeBackbone`, so every head works on all six models, and several share one encoder.
     """
 
     head_class: type[nn.Module]
@@ -27,13 +28,6 @@ class EupeTaskModel(EupePreTrainedModel):
         self.eupe = EupeBackbone(config)
         self.head = self.head_class(config)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EupeLinearDenseHead):
-            init.normal_(module.conv.weight, std=0.01)  # as upstream's evaluation code
-            init.zeros_(module.conv.bias)
 
     def freeze_backbone(self) -> None:
         """Train the head alone: no gradient for the encoder, and nothing random in it, also in train mode."""
@@ -46,6 +40,13 @@ class EupeTaskModel(EupePreTrainedModel):
     def encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> EupeBackboneOutput:
         """Feature maps and global features of the stages in `config.out_indices`."""
         return self.eupe(pixel_values, return_class_token=True, **kwargs)
+
+    def _predict(self, pixel_values: torch.Tensor, labels: Any, **kwargs: Any) -> Any:
+        """The output of the head, with the encoder's hidden states and attentions where they were asked for."""
+        features = self.encode(pixel_values, **kwargs)
+        outputs = self.head(features.feature_maps, features.cls_tokens, tuple(pixel_values.shape[2:]), labels)
+        outputs.hidden_states, outputs.attentions = features.hidden_states, features.attentions
+        return outputs
 
 
 class EupeLinearDenseHead(nn.Module):
@@ -63,6 +64,12 @@ class EupeLinearDenseHead(nn.Module):
         self.dropout = nn.Dropout2d(config.head_dropout)
         self.batch_norm = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, out_channels, kernel_size=1)
+
+    @torch.no_grad()
+    def init_head_weights(self) -> None:
+        """As upstream's evaluation code: normal with standard deviation 0.01, no bias."""
+        init.normal_(self.conv.weight, std=0.01)
+        init.zeros_(self.conv.bias)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps (B, C_i, H_i, W_i), resized bilinearly to the first one's size, to (B, out_channels, H_0, W_0)."""
@@ -89,12 +96,11 @@ def check_class_ids(labels: torch.Tensor, num_labels: int, hint: str) -> None:
         )
 
 
-def check_label_maps(labels: torch.Tensor, pixel_values: torch.Tensor, what: str) -> None:
+def check_label_maps(labels: torch.Tensor, batch_size: int, what: str) -> None:
     """Refuse label maps that are not (B, H, W) with the batch size of the images."""
-    if labels.ndim != 3 or labels.shape[0] != pixel_values.shape[0]:
+    if labels.ndim != 3 or labels.shape[0] != batch_size:
         raise ValueError(
-            f"labels must be {what}, one map per image, ({pixel_values.shape[0]}, height, width), got "
-            f"{tuple(labels.shape)}."
+            f"labels must be {what}, one map per image, ({batch_size}, height, width), got {tuple(labels.shape)}."
         )
 
 

@@ -23,12 +23,19 @@ class EupeImageClassificationHead(nn.Module):
         channels = sum(widths[index] for index in config.out_indices)
         self.classifier = nn.Linear(2 * channels if config.classify_patch_mean else channels, config.num_labels)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...], cls_tokens: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Feature maps and global features to logits (B, num_labels)."""
+    def forward(
+        self,
+        feature_maps: tuple[torch.Tensor, ...],
+        cls_tokens: tuple[torch.Tensor, ...],
+        image_size: tuple[int, int],
+        labels: torch.Tensor | None = None,
+    ) -> ImageClassifierOutput:
+        """Feature maps and global features to `logits` (B, num_labels), and their `loss`. Does not read the size."""
         features = list(cls_tokens)
         if self.config.classify_patch_mean:
             features += [feature_map.mean(dim=(2, 3)) for feature_map in feature_maps]
-        return self.classifier(torch.cat(features, dim=1))
+        logits = self.classifier(torch.cat(features, dim=1))
+        return ImageClassifierOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy, binary cross entropy per class, or mean squared error, by `config.problem_type`.
@@ -95,12 +102,7 @@ class EupeForImageClassification(EupeTaskModel):
         Raises:
             ValueError: Labels of a wrong shape, or out of range.
         """
-        outputs = self.encode(pixel_values, **kwargs)
-        logits = self.head(outputs.feature_maps, outputs.cls_tokens)
-        loss = self.head.loss(logits, labels) if labels is not None else None
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return self._predict(pixel_values, labels, **kwargs)
 
 
 __all__ = ["EupeForImageClassification"]

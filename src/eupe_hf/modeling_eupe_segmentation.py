@@ -23,12 +23,20 @@ class EupeSegmentationHead(nn.Module):
         self.config = config
         self.linear = EupeLinearDenseHead(config, config.num_labels)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...], cls_tokens: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Feature maps to logits (B, num_labels, h, w). The global features are not read."""
-        return self.linear(feature_maps)
+    def forward(
+        self,
+        feature_maps: tuple[torch.Tensor, ...],
+        cls_tokens: tuple[torch.Tensor, ...],
+        image_size: tuple[int, int],
+        labels: torch.Tensor | None = None,
+    ) -> SemanticSegmenterOutput:
+        """Feature maps to `logits` (B, num_labels, h, w), and their `loss`; reads nothing else."""
+        logits = self.linear(feature_maps)
+        return SemanticSegmenterOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy at the size of the labels (B, H, W), without pixels that are the ignore index."""
+        check_label_maps(labels, len(logits), "class ids")
         ignore = self.config.semantic_loss_ignore_index
         hint = f"{ignore} is ignored. ADE20K counts from 1: subtract 1, and make its 0 the ignore index."
         check_class_ids(labels[labels != ignore], self.config.num_labels, hint)
@@ -80,15 +88,7 @@ class EupeForSegmentation(EupeTaskModel):
         Raises:
             ValueError: Labels of a wrong shape, or out of range.
         """
-        outputs = self.encode(pixel_values, **kwargs)
-        logits = self.head(outputs.feature_maps, outputs.cls_tokens)
-        loss = None
-        if labels is not None:
-            check_label_maps(labels, pixel_values, "class ids")
-            loss = self.head.loss(logits, labels)
-        return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return self._predict(pixel_values, labels, **kwargs)
 
     @torch.no_grad()
     def predict_sliding_window(

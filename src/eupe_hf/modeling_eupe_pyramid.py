@@ -1,0 +1,85 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""A feature pyramid for decoders that need maps of several strides, which a ViT does not have by itself."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class EupeFeaturePyramid(nn.Module):
+    """Maps of one width at the strides wanted, each made from the given map with the nearest stride.
+
+    For a ViT this is ViTDet's simple feature pyramid (arXiv 2203.16527, section 3): finer maps by transposed
+    convolutions, coarser ones by max pooling, all from the one map. A ConvNeXt's stages have the strides already. Maps
+    of one stride, the layers of a ViT, are joined first. There is no path from coarse to fine maps: decoders that want
+    one have it.
+
+    Args:
+        in_channels: Width of each map that comes in.
+        in_strides: Their strides in pixels: powers of 2.
+        out_strides: Strides of the maps that go out: powers of 2, ascending.
+        out_channels: Width of the maps that go out.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], in_strides: Sequence[int], out_strides: Sequence[int], out_channels: int
+    ):
+        super().__init__()
+        widths = dict.fromkeys(in_strides, 0)
+        for width, stride in zip(in_channels, in_strides, strict=True):
+            widths[stride] += width
+        self.in_strides = tuple(in_strides)
+        # of two equally near strides the finer one: it has lost less
+        self.sources = tuple(min(widths, key=lambda s: (abs(math.log2(s / out)), s)) for out in out_strides)
+        self.levels = nn.ModuleList(
+            EupePyramidLevel(widths[source], source, out, out_channels)
+            for source, out in zip(self.sources, out_strides, strict=True)
+        )
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Maps (B, C_i, H / in_stride_i, W / in_stride_i) to one (B, out_channels, H / stride, W / stride) each."""
+        groups: dict[int, list[torch.Tensor]] = {}
+        for stride, feature_map in zip(self.in_strides, feature_maps, strict=True):
+            groups.setdefault(stride, []).append(feature_map)
+        joined = {stride: torch.cat(maps, dim=1) if len(maps) > 1 else maps[0] for stride, maps in groups.items()}
+        return tuple(level(joined[source]) for level, source in zip(self.levels, self.sources, strict=True))
+
+
+class EupePyramidLevel(nn.Module):
+    """One level of the pyramid: resampling to its stride, then a 1x1 and a 3x3 convolution, each with a norm."""
+
+    def __init__(self, in_channels: int, in_stride: int, out_stride: int, out_channels: int):
+        super().__init__()
+        steps = round(math.log2(in_stride / out_stride))
+        resample: list[nn.Module] = []
+        width = in_channels
+        for i in range(steps):
+            if i:
+                resample += [EupeChannelNorm(width), nn.GELU()]
+            resample.append(nn.ConvTranspose2d(width, max(width // 2, out_channels), kernel_size=2, stride=2))
+            width = max(width // 2, out_channels)
+        resample += [nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True) for _ in range(-steps)]
+        self.resample = nn.Sequential(*resample)
+        self.project = nn.Sequential(
+            nn.Conv2d(width, out_channels, kernel_size=1, bias=False),
+            EupeChannelNorm(out_channels),
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            EupeChannelNorm(out_channels),
+        )
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, h, w) to (B, out_channels, h * in_stride / out_stride, ...); coarser sides round up."""
+        return self.project(self.resample(feature_map))
+
+
+class EupeChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of maps (B, C, H, W)."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to the same shape; each position has mean 0 and variance 1 before weight and bias."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+__all__ = ["EupeChannelNorm", "EupeFeaturePyramid"]
