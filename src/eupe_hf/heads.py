@@ -178,7 +178,7 @@ def _check_head(
             f"{path} reads {channels} channels; layers {_listed(layers)} of this encoder "
             f"({config.backbone_type}, width {config.hidden_size}) give {given}.{_fitting(config, channels)}"
         )
-    expected = dict.fromkeys(task.names, (given,))
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(task.names, (given,))
     expected[f"{task.convolution}.weight"] = (outputs, given, 1, 1)
     expected[f"{task.convolution}.bias"] = (outputs,)
     count = state.get(f"batchnorm_layer.{_COUNT}")

@@ -101,7 +101,7 @@ class EupePreTrainedModel(PreTrainedModel):
             # a subclass of somebody else stays where it is: his script is not for publishing
             is_ours = type(self).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
             custom_object_save(self if is_ours else EupeModel, folder)
-            known = {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
+            known = self._auto_classes()
             known |= {self._task_auto_class: type(self)} if self._task_auto_class and is_ours else {}
             auto_map = {auto: f"{c.__module__.split('.')[-1]}.{c.__name__}" for auto, c in known.items()}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
@@ -111,8 +111,12 @@ class EupePreTrainedModel(PreTrainedModel):
                 model_card(self).save(folder / "README.md")
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
+    def _auto_classes(self) -> dict[str, type]:
+        """The class that each Auto class finds in a saved folder, beside the one of the task."""
+        return {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
+
     def _default_processor(self) -> EupeImageProcessorPil:
-        side = self.config.image_size
+        side = self.base_model.config.image_size
         return EupeImageProcessorPil(size={"height": side, "width": side})
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
@@ -169,12 +173,13 @@ def model_card(model: EupePreTrainedModel, tags: Sequence[str] = ()) -> ModelCar
         **WEIGHTS_LICENSE,
     )
     auto_class = model._task_auto_class or "AutoModel"
-    family = "ViT" if model.config.backbone_type == "vit" else "ConvNeXt"
+    encoder = model.base_model.config
+    family = "ViT" if encoder.backbone_type == "vit" else "ConvNeXt"
     text = f"""---
 {data.to_yaml()}
 ---
 
-# {type(model).__name__}, EUPE {family}, width {model.config.hidden_size}
+# {type(model).__name__}, EUPE {family}, width {encoder.hidden_size}
 
 An Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387) saved by eupe-hf.
 
