@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .checkpoints import CheckpointError as CheckpointError
     from .checkpoints import convert_checkpoint as convert_checkpoint
     from .configuration_eupe import EupeConfig as EupeConfig
+    from .configuration_eupe_multitask import EupeMultiTaskConfig as EupeMultiTaskConfig
     from .configuration_eupe_pyramid import EupePyramidConfig as EupePyramidConfig
     from .decoders import load_backbone_weights as load_backbone_weights
     from .heads import convert_head as convert_head
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .modeling_eupe import EupePreTrainedModel as EupePreTrainedModel
     from .modeling_eupe_depth import EupeForDepthEstimation as EupeForDepthEstimation
     from .modeling_eupe_image_classification import EupeForImageClassification as EupeForImageClassification
+    from .modeling_eupe_multitask import EupeForMultiTask as EupeForMultiTask
     from .modeling_eupe_pyramid import EupePyramidBackbone as EupePyramidBackbone
     from .modeling_eupe_segmentation import EupeForSegmentation as EupeForSegmentation
     from .variants import VARIANTS as VARIANTS
@@ -38,10 +40,12 @@ _MODULE_OF = {
     "EupeConfig": "configuration_eupe",
     "EupeForDepthEstimation": "modeling_eupe_depth",
     "EupeForImageClassification": "modeling_eupe_image_classification",
+    "EupeForMultiTask": "modeling_eupe_multitask",
     "EupeForSegmentation": "modeling_eupe_segmentation",
     "EupeImageProcessor": "image_processing_eupe",
     "EupeImageProcessorPil": "image_processing_eupe",
     "EupeModel": "modeling_eupe",
+    "EupeMultiTaskConfig": "configuration_eupe_multitask",
     "EupePreTrainedModel": "modeling_eupe",
     "EupePyramidBackbone": "modeling_eupe_pyramid",
     "EupePyramidConfig": "configuration_eupe_pyramid",

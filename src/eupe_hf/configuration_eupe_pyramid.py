@@ -1,13 +1,17 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of an EUPE encoder with a feature pyramid, for decoders that read maps of several strides."""
 
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .configuration_eupe import EupeConfig
+
+
+# They belong to the folder that a configuration was read from, not to an encoder inside another model.
+_OF_THE_FOLDER = ("auto_map", "architectures", "transformers_version", "_name_or_path")
 
 
 @strict
@@ -55,31 +59,43 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         kwargs.pop("stage_names", None)  # they follow from the strides
         super().__post_init__(**kwargs)
         self.strides = list(self.strides)
-        encoder = cast(EupeConfig, self.encoder_config)
-        # a copy, since the caller's may be in use elsewhere
-        values = {**encoder.to_dict(), "reshape_hidden_states": True}
+        encoder = self.encoder
+        # a copy, since the caller's may be in use elsewhere, and without what belongs to a folder that it came from
+        values = {key: value for key, value in encoder.to_dict().items() if key not in _OF_THE_FOLDER}
+        values["reshape_hidden_states"] = True
         if encoder.backbone_type == "convnext" and len(encoder.out_indices) == 1:
             values |= {"out_features": None, "out_indices": list(range(1, encoder.num_stages + 1))}
         self.encoder_config = EupeConfig(**values)
         self.stage_names = [f"stride{stride}" for stride in self.strides]
         if chosen == {"out_features": None, "out_indices": None}:
-            chosen["out_features"] = list(self.stage_names)
+            chosen["out_features"] = list(dict.fromkeys(self.stage_names))  # doubled strides are reported below
         self.set_output_features_output_indices(**chosen)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but the configuration of a bare encoder is taken as `encoder_config`.
-
-        So `EupePyramidBackbone.from_pretrained("eupe-s")` is a new pyramid on that encoder. What is overridden takes
-        part in the checks.
-        """
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers. The configuration of an encoder alone is taken as that of one with a new pyramid."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == EupeConfig.model_type:
-            config_dict = {"encoder_config": config_dict}
-        overrides = {name: kwargs.pop(name) for name in EupePyramidConfig.__annotations__ if name in kwargs}
-        if "strides" in overrides:
-            stale = {"out_features", "out_indices"}
-            config_dict = {name: value for name, value in config_dict.items() if name not in stale}
-        return super().from_dict({**config_dict, **overrides}, **kwargs)
+            config_dict = {"model_type": cls.model_type, "encoder_config": config_dict}
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but what is overridden takes part in the checks and in what follows from it."""
+        own = ("encoder_config", "strides", "hidden_size", "initializer_range", "out_features", "out_indices")
+        overrides = {name: kwargs.pop(name) for name in own if name in kwargs}
+        # levels that were chosen by the old strides, or by the other of the two ways
+        stale = {"out_features", "out_indices"} if overrides.keys() & {"strides", *own[-2:]} else set()
+        kept = {name: value for name, value in config_dict.items() if name not in stale}
+        return super().from_dict({**kept, **overrides}, **kwargs)
+
+    @property
+    def encoder(self) -> EupeConfig:
+        """`encoder_config`, which is an `EupeConfig` once the configuration is built."""
+        config: Any = self.encoder_config
+        return config
 
     def validate_architecture(self) -> None:
         """Part of `@strict`. Raises `ValueError` naming the field."""
@@ -94,7 +110,7 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def encoder_strides(self) -> list[int]:
         """Strides in pixels of the encoder's maps that the pyramid is made of."""
-        encoder = cast(EupeConfig, self.encoder_config)
+        encoder = self.encoder
         if encoder.backbone_type == "vit":
             return [encoder.patch_size] * len(encoder.out_indices)
         last = encoder.num_stages
@@ -103,7 +119,7 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def encoder_channels(self) -> list[int]:
         """Widths of the encoder's maps that the pyramid is made of."""
-        encoder = cast(EupeConfig, self.encoder_config)
+        encoder = self.encoder
         return [encoder.hidden_sizes[max(index, 1) - 1] for index in encoder.out_indices]
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,11 +42,13 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
+from .configuration_eupe_multitask import EupeMultiTaskConfig
 from .configuration_eupe_pyramid import EupePyramidConfig
 from .image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
 from .modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
 from .modeling_eupe_depth import EupeForDepthEstimation
 from .modeling_eupe_image_classification import EupeForImageClassification
+from .modeling_eupe_multitask import EupeForMultiTask
 from .modeling_eupe_pyramid import EupePyramidBackbone
 from .modeling_eupe_segmentation import EupeForSegmentation
 from .variants import VARIANTS, Variant, find_variant, get_variant
@@ -237,8 +239,11 @@ def register() -> None:
     AutoModelForImageClassification.register(EupeConfig, EupeForImageClassification, exist_ok=True)
     AutoModelForSemanticSegmentation.register(EupeConfig, EupeForSegmentation, exist_ok=True)
     AutoModelForDepthEstimation.register(EupeConfig, EupeForDepthEstimation, exist_ok=True)
+    AutoConfig.register(EupeMultiTaskConfig.model_type, EupeMultiTaskConfig, exist_ok=True)
+    AutoModel.register(EupeMultiTaskConfig, EupeForMultiTask, exist_ok=True)
     processors = {"torchvision": EupeImageProcessor, "pil": EupeImageProcessorPil}
-    AutoImageProcessor.register(EupeConfig, image_processor_classes=processors, exist_ok=True)
+    for config_class in (EupeConfig, EupeMultiTaskConfig):
+        AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
         install_short_names()
 
@@ -251,7 +256,8 @@ def install_short_names() -> None:
     for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor):
         _wrap_from_pretrained(cls, VARIANTS.get)
     # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
-    for cls in (EupeConfig, EupePyramidConfig, EupePreTrainedModel, EupeImageProcessor, EupeImageProcessorPil):
+    own = (EupeConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)
+    for cls in (*own, EupeImageProcessor, EupeImageProcessorPil):
         _wrap_from_pretrained(cls, find_variant)
     _wrap_auto_backbone()
     _answer_lookups()
@@ -293,7 +299,7 @@ def _remember_name(loaded: Any, name: str) -> None:
     if isinstance(loaded, EupePreTrainedModel):
         loaded.name_or_path = name
         loaded = loaded.config
-    if isinstance(loaded, (EupeConfig, EupePyramidConfig)):
+    if isinstance(loaded, EupeConfig | EupeMultiTaskConfig | EupePyramidConfig):
         loaded.name_or_path = name
 
 

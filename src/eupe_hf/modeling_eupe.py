@@ -101,8 +101,7 @@ class EupePreTrainedModel(PreTrainedModel):
             # a subclass of somebody else stays where it is: his script is not for publishing
             is_ours = type(self).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
             custom_object_save(self if is_ours else EupeModel, folder)
-            known = self._auto_classes()
-            known |= {self._task_auto_class: type(self)} if self._task_auto_class and is_ours else {}
+            known = (type(self) if is_ours else EupeModel)._auto_classes()
             auto_map = {auto: f"{c.__module__.split('.')[-1]}.{c.__name__}" for auto, c in known.items()}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
             if not (folder / IMAGE_PROCESSOR_NAME).exists():
@@ -111,9 +110,11 @@ class EupePreTrainedModel(PreTrainedModel):
                 model_card(self).save(folder / "README.md")
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
-    def _auto_classes(self) -> dict[str, type]:
-        """The class that each Auto class finds in a saved folder, beside the one of the task."""
-        return {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
+    @classmethod
+    def _auto_classes(cls) -> dict[str, type]:
+        """What the Auto classes make of a folder that this class saves."""
+        known: dict[str, type] = {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
+        return known | ({cls._task_auto_class: cls} if cls._task_auto_class else {})
 
     def _default_processor(self) -> EupeImageProcessorPil:
         side = self.base_model.config.image_size

@@ -9,7 +9,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe_head import EupeLinearDenseHead, EupeTaskModel, check_label_maps, resize
+from .modeling_eupe_head import EupeLinearDenseHead, EupeTaskModel, check_label_maps, loss_where_labelled, resize
 
 
 class EupeDepthHead(nn.Module):
@@ -29,7 +29,7 @@ class EupeDepthHead(nn.Module):
     ) -> DepthEstimatorOutput:
         """Feature maps to `predicted_depth` (B, h, w) in metres, and its `loss`; reads nothing else."""
         depth = self.depth(feature_maps)
-        return DepthEstimatorOutput(loss=None if labels is None else self.loss(depth, labels), predicted_depth=depth)
+        return DepthEstimatorOutput(loss=loss_where_labelled(self.loss, depth, labels), predicted_depth=depth)
 
     def depth(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Feature maps to depth (B, h, w) in metres, float32: the mean of the bins under their normalised scores."""

@@ -1,7 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """What the task heads share: an encoder with one head, and the layers of the linear dense heads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,11 +85,45 @@ def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return functional.interpolate(maps.float(), tuple(size), mode="bilinear", align_corners=False).to(maps.dtype)
 
 
-def check_class_ids(labels: torch.Tensor, num_labels: int, hint: str) -> None:
-    """Refuse class ids outside 0 to `num_labels` - 1. Not when compiled: looking at values would break the graph."""
-    if torch.compiler.is_compiling() or not labels.numel():
+def loss_where_labelled(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    prediction: torch.Tensor,
+    labels: torch.Tensor | Sequence[torch.Tensor | None] | None,
+) -> torch.Tensor | None:
+    """Loss of a head over the images that have labels.
+
+    Args:
+        loss: Of predictions and labels.
+        prediction: (B, ...).
+        labels: (B, ...); or one tensor per image, `None` for an image without; or `None` for no loss at all.
+
+    Raises:
+        ValueError: Not one entry per image, or entries of different shapes; what `loss` raises.
+    """
+    if labels is None or isinstance(labels, torch.Tensor):
+        return None if labels is None else loss(prediction, labels)
+    if len(labels) != len(prediction):
+        raise ValueError(f"labels must have one entry per image, {len(prediction)}, got {len(labels)}.")
+    given = {
+        i: torch.as_tensor(label, device=prediction.device) for i, label in enumerate(labels) if label is not None
+    }
+    if not given:
+        return prediction.sum() * 0  # still depends on every parameter, as distributed training wants
+    shapes = {tuple(label.shape) for label in given.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"labels of one batch must have one shape, got {', '.join(map(str, sorted(shapes)))}.")
+    return loss(prediction[list(given)], torch.stack(list(given.values())))
+
+
+def check_class_ids(labels: torch.Tensor, num_labels: int, ignore_index: int, hint: str) -> None:
+    """Refuse class ids outside 0 to `num_labels` - 1 that are not the ignore index.
+
+    Not when compiled: looking at values would break the graph.
+    """
+    if torch.compiler.is_compiling():
         return
-    low, high = (int(bound) for bound in labels.aminmax())
+    counted = labels[labels != ignore_index]
+    low, high = (int(bound) for bound in counted.aminmax()) if counted.numel() else (0, 0)
     if low < 0 or high >= num_labels:
         raise ValueError(
             f"labels go from {low} to {high}, but the model has {num_labels} classes, 0 to {num_labels - 1}. {hint}"

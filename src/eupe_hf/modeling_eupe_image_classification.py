@@ -10,7 +10,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe_head import EupeTaskModel, check_class_ids
+from .modeling_eupe_head import EupeTaskModel, check_class_ids, loss_where_labelled
+
+
+_IGNORE_INDEX = -100  # torch's: an image that has no class
 
 
 class EupeImageClassificationHead(nn.Module):
@@ -35,7 +38,7 @@ class EupeImageClassificationHead(nn.Module):
         if self.config.classify_patch_mean:
             features += [feature_map.mean(dim=(2, 3)) for feature_map in feature_maps]
         logits = self.classifier(torch.cat(features, dim=1))
-        return ImageClassifierOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
+        return ImageClassifierOutput(loss=loss_where_labelled(self.loss, logits, labels), logits=logits)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy, binary cross entropy per class, or mean squared error, by `config.problem_type`.
@@ -50,8 +53,10 @@ class EupeImageClassificationHead(nn.Module):
             problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         if problem == "single_label_classification":
             labels = labels.reshape(-1).long()
-            check_class_ids(labels, classes, "Set num_labels or id2label to those of your data.")
-            return functional.cross_entropy(logits.float(), labels)
+            hint = f"Set num_labels or id2label to those of your data; {_IGNORE_INDEX} is ignored."
+            check_class_ids(labels, classes, _IGNORE_INDEX, hint)
+            total = functional.cross_entropy(logits.float(), labels, ignore_index=_IGNORE_INDEX, reduction="sum")
+            return total / (labels != _IGNORE_INDEX).sum().clamp_min(1)
         labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
         if labels.shape != logits.shape:
             raise ValueError(
@@ -92,8 +97,8 @@ class EupeForImageClassification(EupeTaskModel):
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B,) class ids; (B, num_labels) zeros and ones for several labels per image; (B,) or
-                (B, num_labels) floats for regression. See `config.problem_type`.
+            labels: (B,) class ids, -100 where there is none; (B, num_labels) zeros and ones for several labels per
+                image; (B,) or (B, num_labels) floats for regression. See `config.problem_type`.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:

@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import nn
@@ -13,7 +12,6 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_eupe import EupeConfig
 from .configuration_eupe_pyramid import EupePyramidConfig
 from .modeling_eupe import EupeBackbone, EupePreTrainedModel
 
@@ -116,15 +114,16 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
 
     def __init__(self, config: EupePyramidConfig):
         super().__init__(config)
-        self.eupe = EupeBackbone(cast(EupeConfig, config.encoder_config))
+        self.eupe = EupeBackbone(config.encoder)
         self.pyramid = EupeFeaturePyramid(
             config.encoder_channels, config.encoder_strides, config.strides, config.hidden_size
         )
         self.num_features = [config.hidden_size] * len(config.strides)
         self.post_init()
 
-    def _auto_classes(self) -> dict[str, type]:
-        return {"AutoConfig": EupePyramidConfig, "AutoBackbone": EupePyramidBackbone}
+    @classmethod
+    def _auto_classes(cls) -> dict[str, type]:
+        return {"AutoConfig": EupePyramidConfig, "AutoBackbone": cls}
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:

@@ -12,7 +12,14 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe_head import EupeLinearDenseHead, EupeTaskModel, check_class_ids, check_label_maps, resize
+from .modeling_eupe_head import (
+    EupeLinearDenseHead,
+    EupeTaskModel,
+    check_class_ids,
+    check_label_maps,
+    loss_where_labelled,
+    resize,
+)
 
 
 class EupeSegmentationHead(nn.Module):
@@ -32,14 +39,14 @@ class EupeSegmentationHead(nn.Module):
     ) -> SemanticSegmenterOutput:
         """Feature maps to `logits` (B, num_labels, h, w), and their `loss`; reads nothing else."""
         logits = self.linear(feature_maps)
-        return SemanticSegmenterOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
+        return SemanticSegmenterOutput(loss=loss_where_labelled(self.loss, logits, labels), logits=logits)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy at the size of the labels (B, H, W), without pixels that are the ignore index."""
         check_label_maps(labels, len(logits), "class ids")
         ignore = self.config.semantic_loss_ignore_index
         hint = f"{ignore} is ignored. ADE20K counts from 1: subtract 1, and make its 0 the ignore index."
-        check_class_ids(labels[labels != ignore], self.config.num_labels, hint)
+        check_class_ids(labels, self.config.num_labels, ignore, hint)
         resized = resize(logits.float(), labels.shape[1:])
         total = functional.cross_entropy(resized, labels.long(), ignore_index=ignore, reduction="sum")
         # a batch without one labelled pixel has the loss 0, not NaN
