@@ -75,21 +75,22 @@ def dpt(family: str, **overrides: Any) -> DPTForDepthEstimation:
     return DPTForDepthEstimation(config)
 
 
-def mask2former(family: str) -> Mask2FormerForUniversalSegmentation:
+def mask2former(family: str, backbone_config: EupeConfig | None = None) -> Mask2FormerForUniversalSegmentation:
     config = Mask2FormerConfig(
-        backbone_config=pyramid_config(family, [4, 8, 16, 32]), num_labels=3, feature_size=32, mask_feature_size=32,
-        hidden_dim=32, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        backbone_config=backbone_config or pyramid_config(family, [4, 8, 16, 32]), num_labels=3, feature_size=32,
+        mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
         dim_feedforward=16, num_queries=5, train_num_points=64,
     )  # fmt: skip
     return Mask2FormerForUniversalSegmentation(config)
 
 
-def rt_detr(family: str) -> RTDetrV2ForObjectDetection:
+def rt_detr(family: str, backbone_config: EupeConfig | None = None) -> RTDetrV2ForObjectDetection:
+    channels = [backbone_config.hidden_sizes[i - 1] for i in backbone_config.out_indices] if backbone_config else None
     config = RTDetrV2Config(
-        backbone_config=pyramid_config(family, [8, 16, 32]), num_labels=3, encoder_hidden_dim=16,
-        encoder_in_channels=[16] * 3, encoder_ffn_dim=16, encoder_attention_heads=2, d_model=16, num_queries=10,
-        decoder_in_channels=[16] * 3, decoder_ffn_dim=16, decoder_layers=2, decoder_attention_heads=2,
-        num_denoising=0,
+        backbone_config=backbone_config or pyramid_config(family, [8, 16, 32]), num_labels=3, encoder_hidden_dim=16,
+        encoder_in_channels=channels or [16] * 3, encoder_ffn_dim=16, encoder_attention_heads=2, d_model=16,
+        num_queries=10, decoder_in_channels=[16] * 3, decoder_ffn_dim=16, decoder_layers=2,
+        decoder_attention_heads=2, num_denoising=0,
     )  # fmt: skip
     return RTDetrV2ForObjectDetection(config)
 
@@ -159,6 +160,15 @@ def test_decoder_learns_and_is_saved_and_loaded(build: Callable, family: str, tm
     assert torch.equal(main_output(copy.deepcopy(again), pixel_values), expected)
 
 
+@pytest.mark.parametrize(("build", "stages"), [(mask2former, [1, 2, 3, 4]), (rt_detr, [2, 3, 4])])
+def test_convnext_needs_no_pyramid(build: Callable, stages: list[int]) -> None:
+    torch.manual_seed(0)
+    model = build("convnext", encoder_config("convnext", out_indices=stages)).train()
+    loss_of(model, pixels(2, 64, 96)).backward()
+    encoder = next(module for module in model.modules() if isinstance(module, EupeBackbone))
+    assert encoder.get_input_embeddings().weight.grad.abs().max() > 0
+
+
 def test_configuration_of_a_decoder_may_be_a_dictionary() -> None:
     for config in (encoder_config("convnext"), pyramid_config("vit", [8, 16, 32])):
         again = UperNetConfig(backbone_config=config.to_dict()).backbone_config
@@ -175,6 +185,13 @@ def test_dpt_takes_tokens_which_a_convnext_does_not_have() -> None:
         with pytest.raises(ValueError, match="too many values to unpack"):
             model(pixels(1, 64, 64))
     assert dpt("vit")(pixels(1, 64, 96)).predicted_depth.shape == (1, 64, 96)
+
+
+def test_rt_detr_takes_three_strides_which_a_vit_does_not_have() -> None:
+    """The nearest that works: EupePyramidConfig."""
+    model = rt_detr("vit", encoder_config("vit", out_indices=[2, 3, 4]))
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        model(pixels(1, 64, 64))
 
 
 def test_mask2former_warns_of_a_backbone_that_it_does_not_list(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         kwargs.pop("stage_names", None)  # they follow from the strides
         super().__post_init__(**kwargs)
         self.strides = list(self.strides)
+        self.validate_architecture()  # before names are made of impossible strides
         encoder = self.encoder
         # a copy, since the caller's may be in use elsewhere, and without what belongs to a folder that it came from
         values = {key: value for key, value in encoder.to_dict().items() if key not in _OF_THE_FOLDER}
@@ -68,7 +69,7 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         self.encoder_config = EupeConfig(**values)
         self.stage_names = [f"stride{stride}" for stride in self.strides]
         if chosen == {"out_features": None, "out_indices": None}:
-            chosen["out_features"] = list(dict.fromkeys(self.stage_names))  # doubled strides are reported below
+            chosen["out_features"] = list(self.stage_names)
         self.set_output_features_output_indices(**chosen)
 
     @classmethod

@@ -1,13 +1,21 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """EUPE as the backbone of transformers' decoders: UperNet, DPT, Mask2Former, RT-DETR v2, and others of that kind.
 
-A decoder takes `backbone_config=variant_config("eupe-s", out_indices=[...])`; one that wants maps of several strides
-(Mask2Former, RT-DETR v2) takes an `EupePyramidConfig`. transformers builds the backbone from that configuration, with
-random weights and without a word; `load_backbone_weights` puts pretrained ones there.
+A decoder takes `backbone_config=variant_config("eupe-s", out_indices=[...])`. transformers builds the backbone from
+that configuration, with random weights and without a word; `load_backbone_weights` puts pretrained ones there. Images
+are prepared by this package's image processor: of the decoders' own, DPT's normalises otherwise, RT-DETR's not at all.
 
-A decoder that was saved is loaded by its own class or its Auto class, in a process that has imported `eupe_hf`. One
-that has not cannot load it: transformers knows no backbone "eupe" and says so, and `trust_remote_code` does not help,
-because it fetches the code of the whole model, which is transformers' own, never that of a part.
+- UperNet takes four stages of either family.
+- DPT takes tokens, so a ViT alone: `reshape_hidden_states=False` gives it class token and patches without registers.
+  It has no loss of its own. For a ConvNeXt the nearest is `EupeForDepthEstimation`.
+- Mask2Former (strides 4 to 32) and RT-DETR v2 (8 to 32) want maps of several strides: a ConvNeXt has them, a ViT gets
+  them from an `EupePyramidConfig`. Mask2Former warns that it does not list the backbone, and works.
+- The old `backbone="eupe-s"` does not work: transformers looks for that name on the Hub and in timm.
+
+A decoder that was saved is loaded by its own class or its Auto class, in a process that has imported `eupe_hf`. In one
+that has not, transformers fails with `KeyError: 'eupe'` (or 'eupe_pyramid'), and `trust_remote_code` does not help: it
+fetches the code of a whole model, which here is transformers' own, never that of a part. Nor does transformers write
+the licence of EUPE's weights into the card of a decoder that holds them: whoever shares one adds it.
 """
 
 import os
