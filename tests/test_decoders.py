@@ -78,8 +78,8 @@ def dpt(family: str, **overrides: Any) -> DPTForDepthEstimation:
 def mask2former(family: str, backbone_config: EupeConfig | None = None) -> Mask2FormerForUniversalSegmentation:
     config = Mask2FormerConfig(
         backbone_config=backbone_config or pyramid_config(family, [4, 8, 16, 32]), num_labels=3, feature_size=32,
-        mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
-        dim_feedforward=16, num_queries=5, train_num_points=64,
+        mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2,
+        num_attention_heads=2, dim_feedforward=16, num_queries=5, train_num_points=64,
     )  # fmt: skip
     return Mask2FormerForUniversalSegmentation(config)
 
