@@ -115,14 +115,14 @@ def loss_where_labelled(
     return loss(prediction[list(given)], torch.stack(list(given.values())))
 
 
-def check_class_ids(labels: torch.Tensor, num_labels: int, ignore_index: int, hint: str) -> None:
+def check_class_ids(labels: torch.Tensor, num_labels: int, hint: str, ignore_index: int | None = None) -> None:
     """Refuse class ids outside 0 to `num_labels` - 1 that are not the ignore index.
 
     Not when compiled: looking at values would break the graph.
     """
     if torch.compiler.is_compiling():
         return
-    counted = labels[labels != ignore_index]
+    counted = labels if ignore_index is None else labels[labels != ignore_index]
     low, high = (int(bound) for bound in counted.aminmax()) if counted.numel() else (0, 0)
     if low < 0 or high >= num_labels:
         raise ValueError(

@@ -54,7 +54,7 @@ class EupeImageClassificationHead(nn.Module):
         if problem == "single_label_classification":
             labels = labels.reshape(-1).long()
             hint = f"Set num_labels or id2label to those of your data; {_IGNORE_INDEX} is ignored."
-            check_class_ids(labels, classes, _IGNORE_INDEX, hint)
+            check_class_ids(labels, classes, hint, _IGNORE_INDEX)
             total = functional.cross_entropy(logits.float(), labels, ignore_index=_IGNORE_INDEX, reduction="sum")
             return total / (labels != _IGNORE_INDEX).sum().clamp_min(1)
         labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels

@@ -46,7 +46,7 @@ class EupeSegmentationHead(nn.Module):
         check_label_maps(labels, len(logits), "class ids")
         ignore = self.config.semantic_loss_ignore_index
         hint = f"{ignore} is ignored. ADE20K counts from 1: subtract 1, and make its 0 the ignore index."
-        check_class_ids(labels, self.config.num_labels, ignore, hint)
+        check_class_ids(labels, self.config.num_labels, hint, ignore)
         resized = resize(logits.float(), labels.shape[1:])
         total = functional.cross_entropy(resized, labels.long(), ignore_index=ignore, reduction="sum")
         # a batch without one labelled pixel has the loss 0, not NaN

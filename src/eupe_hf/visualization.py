@@ -1,13 +1,20 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of what an encoder sees: principal components of patch features, and similarity to one patch.
+"""Pictures of what an encoder sees (principal components, similarity to a patch) and of what the heads say.
 
 Drawing is done with Pillow, which the package needs anyway; matplotlib was weighed, and would be a large dependency
 for two colour maps.
 """
 
+import colorsys
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from transformers.utils import ModelOutput
+
+from .configuration_eupe import EupeConfig
 
 
 # Anchors of the heat colours, from low to high: dark blue, violet, orange, light yellow.
@@ -78,16 +85,162 @@ def rgb_picture(colours: torch.Tensor, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(array, "RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def heat_picture(values: torch.Tensor, image: Image.Image, opacity: float = 0.7) -> Image.Image:
-    """Lay (H, W) values as heat colours over an image: the lowest dark blue, the highest yellow."""
-    values = values.float()
+def _heat_colours(values: torch.Tensor) -> np.ndarray:
+    """(H, W) values, from their lowest to their highest, as (H, W, 3) uint8 colours."""
+    values = values.detach().float().cpu()
     span = (values.max() - values.min()).clamp_min(torch.finfo(torch.float32).eps)
     position = ((values - values.min()) / span).numpy() * (len(_HEAT) - 1)
     lower = np.clip(position.astype(int), 0, len(_HEAT) - 2)
     share = (position - lower)[..., None]
-    colours = _HEAT[lower] * (1 - share) + _HEAT[lower + 1] * share
-    heat = Image.fromarray(colours.round().astype(np.uint8), "RGB").resize(image.size, Image.Resampling.BICUBIC)
+    return (_HEAT[lower] * (1 - share) + _HEAT[lower + 1] * share).round().astype(np.uint8)
+
+
+def heat_picture(values: torch.Tensor, image: Image.Image, opacity: float = 0.7) -> Image.Image:
+    """Lay (H, W) values as heat colours over an image: the lowest dark blue, the highest yellow."""
+    heat = Image.fromarray(_heat_colours(values), "RGB").resize(image.size, Image.Resampling.BICUBIC)
     return Image.blend(image.convert("RGB"), heat, opacity)
+
+
+def class_colour(index: int) -> tuple[int, int, int]:
+    """Colour of a class, (red, green, blue) from 0 to 255: neighbours in number are far apart in hue."""
+    golden_ratio = 0.618034
+    red, green, blue = colorsys.hsv_to_rgb((0.05 + index * golden_ratio) % 1, 0.85, 0.95 if index % 2 else 0.75)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def segmentation_picture(
+    label_map: torch.Tensor, image: Image.Image, id2label: Mapping[int, str], opacity: float = 0.55, entries: int = 12
+) -> Image.Image:
+    """Lay a label map over an image, with a legend of its largest classes below.
+
+    Args:
+        label_map: (H, W) class ids, as `post_process_semantic_segmentation` gives them. Enlarged to the image without
+            mixing classes.
+        image: The picture.
+        id2label: Names of the classes.
+        opacity: Of the colours, 0 to 1.
+        entries: Classes in the legend, at most, by area.
+
+    Returns:
+        The picture, as wide as `image` and higher by the legend.
+    """
+    labels = label_map.detach().cpu().long()
+    ids, counts = labels.unique(return_counts=True)
+    palette: np.ndarray = np.zeros((int(ids.max()) + 1, 3), dtype=np.uint8)
+    for index in ids.tolist():
+        palette[index] = class_colour(index)
+    colours = Image.fromarray(palette[labels.numpy()], "RGB").resize(image.size, Image.Resampling.NEAREST)
+    largest = ids[counts.argsort(descending=True, stable=True)][:entries].tolist()
+    legend = [(class_colour(index), str(id2label.get(index, index))) for index in largest]
+    return _above_legend(Image.blend(image.convert("RGB"), colours, opacity), legend)
+
+
+def depth_picture(depth: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+    """Picture of a depth map with its scale in metres below: near is dark blue, far yellow.
+
+    Args:
+        depth: (H, W) in metres.
+        size: (width, height) of the map in the picture, in pixels.
+    """
+    colours = Image.fromarray(_heat_colours(depth), "RGB").resize(size, Image.Resampling.BICUBIC)
+    width, bar = size[0], 14
+    sheet = Image.new("RGB", (width, size[1] + bar + 30), "white")
+    sheet.paste(colours, (0, 0))
+    scale = _heat_colours(torch.linspace(0, 1, width).expand(bar, width))
+    sheet.paste(Image.fromarray(scale, "RGB"), (0, size[1] + 4))
+    draw = ImageDraw.Draw(sheet)
+    near, far = f"{float(depth.min()):.2f} m", f"{float(depth.max()):.2f} m"
+    draw.text((4, size[1] + bar + 8), near, fill="black", font_size=14)
+    draw.text((width - 4, size[1] + bar + 8), far, fill="black", font_size=14, anchor="ra")
+    return sheet
+
+
+def boxes_picture(image: Image.Image, detections: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
+    """Draw boxes with their classes and scores.
+
+    Args:
+        image: The picture.
+        detections: One entry of what `post_process_object_detection` gives: `boxes` (n, 4) as left, top, right and
+            bottom in pixels of the picture, `labels` (n,) and `scores` (n,).
+        id2label: Names of the classes.
+    """
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    line = max(2, round(max(picture.size) / 250))
+    rows = zip(detections["boxes"].tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True)
+    for box, label, score in sorted(rows, key=lambda row: row[2]):  # the surest on top
+        colour = class_colour(label)
+        draw.rectangle(box, outline=colour, width=line)
+        text = f"{id2label.get(label, label)} {score:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font_size=14)
+        corner = (max(box[0], 0), max(box[1] - (bottom - top) - 6, 0))
+        draw.rectangle((*corner, corner[0] + right - left + 6, corner[1] + bottom - top + 6), fill=colour)
+        draw.text((corner[0] + 3 - left, corner[1] + 3 - top), text, fill="white", font_size=14)
+    return picture
+
+
+def prediction_picture(
+    outputs: ModelOutput,
+    image: Image.Image,
+    processor: Any,
+    config: EupeConfig,
+    threshold: float = 0.5,
+) -> Image.Image:
+    """Picture of what a task model says about one image: classes, label map, depth map or boxes.
+
+    Args:
+        outputs: Of a task model for one image, or an entry of the `predictions` of `EupeForMultiTask`.
+        image: The picture, in its own size.
+        processor: The image processor, for its `post_process_*`.
+        config: Of the task model, for the names of the classes.
+        threshold: Boxes with lower scores are not drawn.
+
+    Raises:
+        ValueError: Outputs of more than one image, or of no task.
+    """
+    main = outputs.get("predicted_depth", outputs.get("logits"))
+    if main is None or len(main) != 1:
+        raise ValueError("prediction_picture draws the output of a task model for one image at a time.")
+    size = [(image.height, image.width)]
+    if "predicted_depth" in outputs:
+        (depth,) = processor.post_process_depth_estimation(outputs, target_sizes=size)
+        return depth_picture(depth["predicted_depth"], image.size)
+    if "pred_boxes" in outputs:
+        (detections,) = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=size)
+        return boxes_picture(image, detections, config.id2label)
+    if main.ndim == 4:
+        (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=size)
+        return segmentation_picture(label_map, image, config.id2label)
+    logits = main[0].detach().float().cpu()
+    if config.problem_type == "multi_label_classification":
+        logits = logits.sigmoid()
+    elif config.problem_type != "regression" and config.num_labels > 1:
+        logits = logits.softmax(dim=0)
+    scores, classes = logits.sort(descending=True)
+    best = list(zip(classes.tolist(), scores.tolist(), strict=True))[:5]
+    return _above_legend(image.convert("RGB"), [(class_colour(i), f"{config.id2label[i]} {s:.2f}") for i, s in best])
+
+
+def _above_legend(picture: Image.Image, entries: list[tuple[tuple[int, int, int], str]]) -> Image.Image:
+    """A picture with rows of coloured squares and names below it."""
+    row, square, gap = 22, 14, 10
+    measure = ImageDraw.Draw(picture)
+    places: list[tuple[int, int]] = []
+    left, line = 0, 0
+    for _, name in entries:
+        width = square + 5 + round(measure.textlength(name, font_size=14)) + gap
+        if left and left + width > picture.width:
+            left, line = 0, line + 1
+        places.append((left + 4, line))
+        left += width
+    sheet = Image.new("RGB", (picture.width, picture.height + (line + 1) * row + 4), "white")
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for (colour, name), (left, line) in zip(entries, places, strict=True):
+        top = picture.height + 4 + line * row
+        draw.rectangle((left, top + 2, left + square, top + 2 + square), fill=colour, outline="black")
+        draw.text((left + square + 5, top), name, fill="black", font_size=14)
+    return sheet
 
 
 def mark_patch(image: Image.Image, row: int, column: int, grid: tuple[int, int]) -> Image.Image:
@@ -116,4 +269,16 @@ def side_by_side(pictures: list[Image.Image], caption: str = "") -> Image.Image:
     return sheet
 
 
-__all__ = ["heat_picture", "mark_patch", "pca_rgb", "rgb_picture", "side_by_side", "similarity_map"]
+__all__ = [
+    "boxes_picture",
+    "class_colour",
+    "depth_picture",
+    "heat_picture",
+    "mark_patch",
+    "pca_rgb",
+    "prediction_picture",
+    "rgb_picture",
+    "segmentation_picture",
+    "side_by_side",
+    "similarity_map",
+]

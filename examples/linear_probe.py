@@ -1,0 +1,129 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Train a linear probe: a classifier on the frozen features of an encoder, in a minute and without a GPU.
+
+    python examples/linear_probe.py --model eupe-s --output my-classifier
+    python examples/linear_probe.py --model eupe-s --dataset photos/ --output my-classifier
+
+Each image is encoded once; then logistic regression (scikit-learn) finds the weights of the head, so there is no
+learning rate and nothing to tune but one penalty. `--dataset` is a folder with one folder of images per class, or the
+id of a data set on the Hub; without it the probe learns the handwritten digits that come with scikit-learn (1,797 real
+scans of 8 x 8 pixels). What it saves is an ordinary `EupeForImageClassification`. Needs `pip install 'eupe-hf[eval]'`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from datasets import ClassLabel, Dataset, load_dataset
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
+from transformers import logging as transformers_logging
+
+from eupe_hf import EupeForImageClassification
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="example: python examples/linear_probe.py --model eupe-s --dataset photos/ --output my-classifier",
+    )
+    parser.add_argument("--model", default="eupe-s", help="encoder: a short name or a folder (default: eupe-s)")
+    parser.add_argument("--dataset", help="folder of class folders, or id on the Hub (default: scikit-learn's digits)")
+    parser.add_argument("--split", default="train", help="split of the data set to use (default: train)")
+    parser.add_argument("--image-column", default="image", help="column with the images (default: image)")
+    parser.add_argument("--label-column", default="label", help="column with the classes (default: label)")
+    parser.add_argument("--held-out", type=float, default=0.2, help="share kept for the accuracy (default: 0.2)")
+    parser.add_argument("--patch-mean", action="store_true", help="also read the mean patch feature")
+    parser.add_argument("--penalty", type=float, default=1.0, help="inverse strength, C of scikit-learn (default: 1)")
+    parser.add_argument("--size", type=int, default=224, help="images are squashed to this side (default: 224)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass (default: 32)")
+    parser.add_argument("--limit", type=int, help="use this many images, drawn at random")
+    parser.add_argument("--output", type=Path, default=Path("linear-probe"), help="folder for the model")
+    return parser.parse_args()
+
+
+def load_images(arguments: argparse.Namespace) -> tuple[Dataset, list[str]]:
+    """A shuffled data set with columns "image" and "label", and the names of the classes."""
+    if arguments.dataset is None:
+        digits = load_digits()
+        images = [Image.fromarray((16 * image).clip(0, 255).astype("uint8")) for image in digits.images]
+        data = Dataset.from_dict({"image": images, "label": digits.target.tolist()})
+        data = data.cast_column("label", ClassLabel(names=[str(name) for name in digits.target_names]))
+    else:
+        is_folder = Path(arguments.dataset).is_dir()
+        source = {"path": "imagefolder", "data_dir": arguments.dataset} if is_folder else {"path": arguments.dataset}
+        data = load_dataset(**source, split=arguments.split)
+        for column in (arguments.image_column, arguments.label_column):
+            if column not in data.column_names:
+                raise ValueError(f"There is no column {column!r}; the data set has {', '.join(data.column_names)}.")
+        data = data.rename_columns({arguments.image_column: "image", arguments.label_column: "label"})
+        if not isinstance(data.features["label"], ClassLabel):
+            data = data.class_encode_column("label")
+    data = data.shuffle(seed=0)
+    data = data.select(range(min(arguments.limit or len(data), len(data))))
+    if len(set(data["label"])) < 2:
+        raise ValueError("A classifier needs images of at least two classes.")
+    return data, data.features["label"].names
+
+
+def main() -> None:
+    """Encode once, fit, measure, save."""
+    arguments = parse_arguments()
+    transformers_logging.set_verbosity_error()  # it warns that the head is new, which is the point here
+    transformers_logging.disable_progress_bar()
+    try:
+        # 1. Data, and a model with a new head for its classes.
+        data, names = load_images(arguments)
+        model = EupeForImageClassification.from_pretrained(
+            arguments.model, id2label=dict(enumerate(names)), classify_patch_mean=arguments.patch_mean
+        ).eval()
+        processor = AutoImageProcessor.from_pretrained(arguments.model)
+        processor.size = {"height": arguments.size, "width": arguments.size}
+
+        # 2. Encode every image once. What the head would read is caught on its way into it.
+        features: list[torch.Tensor] = []
+        model.head.classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+        for start in tqdm(range(0, len(data), arguments.batch_size), desc="encoding", unit="batch"):
+            batch = data[start : start + arguments.batch_size]["image"]
+            with torch.inference_mode():
+                model(**processor(batch, return_tensors="pt"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"linear_probe.py: {error}")
+    encoded, labels = torch.cat(features).double().numpy(), data["label"]
+
+    # 3. Fit the probe on standardised features.
+    held_out = round(arguments.held_out * len(data))
+    scaler = StandardScaler().fit(encoded[held_out:])
+    probe = LogisticRegression(C=arguments.penalty, max_iter=2000)
+    probe.fit(scaler.transform(encoded[held_out:]), labels[held_out:])
+
+    # 4. Put it into the head: standardising and the probe are one linear map.
+    weight = torch.from_numpy(probe.coef_ / scaler.scale_)
+    bias = torch.from_numpy(probe.intercept_) - weight @ torch.from_numpy(scaler.mean_)
+    if len(probe.classes_) == 2:  # scikit-learn has one row for two classes
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    head = model.head.classifier
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.fill_(-1e4)  # classes that never occurred in training
+        head.weight[probe.classes_] = weight.to(head.weight.dtype)
+        head.bias[probe.classes_] = bias.to(head.bias.dtype)
+
+    # 5. Measure on the held-out images with the model itself, and save.
+    if held_out:
+        logits = head(torch.from_numpy(encoded[:held_out]).to(head.weight.dtype))
+        accuracy = (logits.argmax(dim=1) == torch.tensor(labels[:held_out])).double().mean().item()
+        print(f"{held_out} held-out images, {len(names)} classes: accuracy {accuracy:.3f}")
+    model.save_pretrained(arguments.output)
+    processor.save_pretrained(arguments.output)
+    print(f"Saved {arguments.output}: pipeline('image-classification', model={str(arguments.output)!r}) runs it.")
+
+
+if __name__ == "__main__":
+    main()
