@@ -1,5 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Convert a published EUPE checkpoint to a folder that `from_pretrained` loads, and prove that no tensor changed."""
+"""Convert a published EUPE checkpoint to a folder that `from_pretrained` loads, and prove that no tensor changed.
+
+With --head also a linear head that upstream's evaluation code has trained: encoder and head become one task model.
+"""
 
 import argparse
 import sys
@@ -9,15 +12,18 @@ from pathlib import Path
 from huggingface_hub.errors import HTTPError
 from transformers import AutoImageProcessor
 
-from eupe_hf import EupeModel, convert_checkpoint
+from eupe_hf import EupeModel, EupePreTrainedModel, convert_checkpoint, convert_head
 from eupe_hf.checkpoints import PROJECTOR_FILE, load_checkpoint
 from eupe_hf.configuration_eupe import WEIGHTS_LICENSE
+from eupe_hf.heads import TASKS, get_task, load_head
+from eupe_hf.modeling_eupe_head import EupeTaskModel
 from eupe_hf.variants import VARIANTS
 from eupe_hf.verification import compare_tensors, format_table
 
 
 EXAMPLE = """example:
   python conversion/convert_eupe_to_hf.py --checkpoint EUPE-ViT-S.pt --output eupe-s-converted
+  python conversion/convert_eupe_to_hf.py --checkpoint EUPE-ViT-S.pt --head head.pt --task segmentation --output ade20k
 """
 
 
@@ -37,6 +43,17 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
+        "--head", type=Path, metavar="FILE", help="a head trained by upstream's evaluation code; needs --task"
+    )
+    parser.add_argument("--task", choices=tuple(TASKS), help="with --head: what it was trained for")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        metavar="I",
+        help="with --head: the blocks (ViT) or stages (ConvNeXt) it reads, counted from 0 (default: the last)",
+    )
+    parser.add_argument(
         "--keep-projectors",
         action="store_true",
         help=f"keep the distillation adapters that some files carry, in DIR/{PROJECTOR_FILE}; they are not pushed",
@@ -46,14 +63,25 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     args = parser.parse_args(arguments)
     if args.private and not args.push_to_hub:
         parser.error("--private says how to push; it needs --push-to-hub REPO")
+    if args.head and not args.task:
+        parser.error(f"--head needs --task: {' or '.join(TASKS)}")
+    if not args.head and (args.task or args.layers):
+        parser.error("--task and --layers describe a head; they need --head FILE")
     return parser, args
 
 
-def push(folder: Path, repo_id: str, private: bool) -> None:
+def push(model: EupePreTrainedModel, folder: Path, repo_id: str, private: bool) -> None:
     """Upload a converted model with its image processor, the code that loads it, and a card with the licence."""
-    EupeModel.from_pretrained(folder, dtype="auto").push_to_hub(repo_id, private=private)
+    model.push_to_hub(repo_id, private=private)
     AutoImageProcessor.from_pretrained(folder).push_to_hub(repo_id, private=private)
     print(f"Pushed model and image processor to {repo_id}.")
+
+
+def described_head(model: EupeTaskModel) -> str:
+    """What a head reads and gives, in words."""
+    layers = ", ".join(str(index - 1) for index in model.config.out_indices)
+    convolution = model.head.linear.conv
+    return f"from {convolution.in_channels} channels of layers {layers} to {convolution.out_channels}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,25 +89,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, args = parse(arguments)
     try:
         source = load_checkpoint(args.checkpoint, args.variant)
-        convert_checkpoint(args.checkpoint, args.output, args.variant, args.keep_projectors)
-        written = EupeModel.from_pretrained(args.output, dtype="auto").state_dict()
-        rows = compare_tensors(source.state, written)
+        if args.head:
+            source = load_head(args.head, args.task, source, args.layers)
+            convert_head(
+                args.head, args.task, args.checkpoint, args.output, args.layers, args.variant, args.keep_projectors
+            )
+        else:
+            convert_checkpoint(args.checkpoint, args.output, args.variant, args.keep_projectors)
+        model_class = get_task(args.task).model_class if args.head else EupeModel
+        model = model_class.from_pretrained(args.output, dtype="auto")
+        written = model.state_dict()
+        rows = compare_tensors(source.model_state, written)
         if not all(row.within(0) for row in rows):
             print(f"{format_table(rows, 0)}\n{args.output} differs from its source: do not use it.", file=sys.stderr)
             return 1
         count = sum(tensor.numel() for tensor in written.values())
         name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
         print(f"Read {args.checkpoint}: {name}, layout {source.layout}.")
+        if args.head:
+            print(f"Read {args.head}: a {args.task} head, {described_head(model)}.")
+        elif source.head:
+            print(f"{len(source.head)} tensors of the head of a task model: dropped.")
         print(f"Compared {len(rows)} tensors, {count:,} values: all equal to the source (max abs difference 0).")
         if source.projectors:
             action = f"kept in {PROJECTOR_FILE}" if args.keep_projectors else "dropped (--keep-projectors keeps them)"
             print(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
         if args.push_to_hub:
-            push(args.output, args.push_to_hub, args.private)
+            push(model, args.output, args.push_to_hub, args.private)
     except (OSError, ValueError, HTTPError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}")
-    print(f"Done: EupeModel.from_pretrained({str(args.output)!r}) loads it.")
+    print(f"Done: {model_class.__name__}.from_pretrained({str(args.output)!r}) loads it.")
     return 0
 
 

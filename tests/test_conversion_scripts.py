@@ -25,8 +25,9 @@ from common import (
 )
 from hub_server import TOKEN, HubServer, hub_environment
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSemanticSegmentation
 
-from eupe_hf import EupeModel, variant_config
+from eupe_hf import EupeForSegmentation, EupeModel, variant_config
 from eupe_hf.checkpoints import PROJECTOR_FILE, Checkpoint, load_checkpoint, read_state_dict, save_model_folder
 from eupe_hf.layouts import to_eupe
 from eupe_hf.variants import VARIANTS
@@ -169,6 +170,69 @@ def test_encoder_of_another_size_is_converted_from_its_folder(run: Run, tmp_path
     assert_same_bits(load_checkpoint(tmp_path / "again").state, random_state(config))
 
 
+# ---- heads ----
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw segmentation head that reads four blocks of eupe-t, as upstream's evaluation code saves it."""
+    state = {
+        "batchnorm_layer.num_batches_tracked": torch.tensor(100),
+        "conv.weight": torch.randn(150, 768, 1, 1),
+        "conv.bias": torch.randn(150),
+    }
+    state |= {f"batchnorm_layer.{part}": 1 + torch.rand(768) for part in ("weight", "bias")}
+    state |= {f"batchnorm_layer.running_{part}": 1 + torch.rand(768) for part in ("mean", "var")}
+    path = tmp_path_factory.mktemp("head") / "head.pt"
+    torch.save({"model": {f"segmentation_model.1.{k}": t for k, t in state.items()}, "optimizer": {"lr": 1}}, path)
+    return path
+
+
+def test_head_is_converted_with_its_encoder_and_back(run: Run, raw: Path, head: Path, tmp_path: Path) -> None:
+    folder, encoder, back = tmp_path / "ade20k", tmp_path / "back.pt", tmp_path / "head.pt"
+    arguments = ["--checkpoint", raw, "--head", head, "--task", "segmentation", "--output", folder]
+    process = run(CONVERT, *arguments, "--layers", "2", "5", "8", "11")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines[1] == f"Read {head}: a segmentation head, from 768 channels of layers 2, 5, 8, 11 to 150."
+    assert lines[2] == "Compared 218 tensors, 5,608,279 values: all equal to the source (max abs difference 0)."
+    assert lines[-1] == f"Done: EupeForSegmentation.from_pretrained({str(folder)!r}) loads it."
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert type(model) is EupeForSegmentation and model.config.num_labels == 150
+    process = run(BACK, "--checkpoint", folder, "--output", encoder, "--head", back)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == [
+        "Compared 218 tensors: all equal to the source (max abs difference 0).",
+        f"7 tensors of the head: written to {back}.",
+        f"Done: {encoder} holds the encoder in layout raw.",
+    ]
+    published = {key: tensor for key, tensor in read_state_dict(raw).items() if key not in PROJECTORS}
+    assert_raw_came_back(read_state_dict(encoder), published)
+    expected = torch.load(head, weights_only=True)["model"]
+    assert_same_bits(torch.load(back, weights_only=True)["model"], expected)
+    # without --head the encoder alone goes its way, and the script says so
+    process = run(BACK, "--checkpoint", folder, "--output", tmp_path / "dinov3", "--layout", "dinov3")
+    assert "7 tensors of the head: left out (--head FILE writes them)." in process.stdout
+    process = run(CONVERT, "--checkpoint", folder, "--output", tmp_path / "encoder")
+    assert "7 tensors of the head of a task model: dropped." in process.stdout
+    assert_same_bits(load_checkpoint(tmp_path / "encoder").state, load_checkpoint(raw).state)
+
+
+def test_unusable_head_is_one_line_and_code_2(run: Run, raw: Path, head: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", raw, "--output", tmp_path / "output", "--head"]
+    message = told(run(CONVERT, *arguments, head, "--task", "segmentation"))
+    assert f"{head} reads 768 channels; layers 11 of this encoder (vit, width 192) give 192. 4 layers" in message
+    assert message.endswith("would fit, for example 2 5 8 11.")
+    message = told(run(CONVERT, *arguments, head, "--task", "depth", "--layers", "2", "5", "8", "11"))
+    assert f"{head} holds a head for segmentation ('conv.weight'), not for depth" in message
+    message = told(run(CONVERT, *arguments, head, "--task", "segmentation", "--layers", "12"))
+    assert "from 0 to 11 in ascending order, got 12." in message
+    assert "No checkpoint at" in told(run(CONVERT, *arguments, tmp_path / "no.pt", "--task", "depth"))
+    message = told(run(BACK, "--checkpoint", raw, "--output", tmp_path / "back.pt", "--head", tmp_path / "h.pt"))
+    assert "this is an encoder without a head" in message
+    assert not list(tmp_path.iterdir())
+
+
 # ---- verifying ----
 
 
@@ -281,6 +345,14 @@ USAGE = {
         "--tolerance must be 0 or more",
     ),
     "private without push": (CONVERT, ["--checkpoint", "x", "--output", "y", "--private"], "it needs --push-to-hub"),
+    "head without task": (CONVERT, ["--checkpoint", "x", "--output", "y", "--head", "h"], "--head needs --task"),
+    "layers without head": (
+        CONVERT,
+        ["--checkpoint", "x", "--output", "y", "--layers", "2", "5"],
+        "--task and --layers describe a head; they need --head FILE",
+    ),
+    "task": (CONVERT, ["--checkpoint", "x", "--output", "y", "--head", "h", "--task", "vqa"], "invalid choice: 'vqa'"),
+    "one file for two": (BACK, ["--checkpoint", "x", "--output", "y", "--head", "y"], "must be two files"),
     "layout": (BACK, ["--checkpoint", "x", "--output", "y", "--layout", "timm"], "invalid choice: 'timm'"),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from modeling_common import GOLDEN, NAMES, golden_model, needs_golden, raw_weights
+from modeling_common import GOLDEN, NAMES, needs_golden, raw_weights
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -29,6 +29,9 @@ from eupe_hf import (
     EupeModel,
     variant_config,
 )
+from eupe_hf.checkpoints import Checkpoint
+from eupe_hf.heads import TASKS, load_head
+from eupe_hf.layouts import to_eupe
 
 
 TINY = {
@@ -57,21 +60,19 @@ def main_output(outputs) -> torch.Tensor:
 # Measured: logits at most 7.2e-06 from the original's, depth 6.2e-06 metres (eupe-convnext-s and -b, four layers).
 @needs_golden
 @pytest.mark.parametrize("name", NAMES)
-def test_dense_heads_equal_those_of_the_original(name: str) -> None:
+def test_converted_dense_heads_equal_those_of_the_original(name: str, tmp_path: Path) -> None:
     golden = load_file(GOLDEN / f"{VARIANTS[name].torch_hub_name}.safetensors")
-    encoder = golden_model(name).state_dict()
+    raw = raw_weights().state_dict(VARIANTS[name].torch_hub_name)
+    encoder = Checkpoint(*to_eupe(raw, variant_config(name), "raw"), "raw", VARIANTS[name], {})
     pixel_values = raw_weights().pixel_values(1, 256, 256)
-    four = [3, 6, 9, 12] if VARIANTS[name].config["backbone_type"] == "vit" else [1, 2, 3, 4]
-    for case, layers in {"last": {}, "four": {"out_indices": four}}.items():
-        config = variant_config(name, num_labels=150, **layers)
-        for model_class, task, conv in (
-            (EupeForSegmentation, "segmentation", "conv"), (EupeForDepthEstimation, "depth", "conv_depth"),
-        ):  # fmt: skip
-            model = model_class(config).eval()
-            model.eupe.load_state_dict(encoder)
-            head = raw_weights().head_state_dict(task, model.head.linear.batch_norm.num_features)
-            names = {key: key.replace("batchnorm_layer", "batch_norm").replace(f"{conv}.", "conv.") for key in head}
-            model.head.linear.load_state_dict({names[key]: tensor for key, tensor in head.items()})
+    four = [2, 5, 8, 11] if VARIANTS[name].config["backbone_type"] == "vit" else [0, 1, 2, 3]
+    for case, layers in {"last": None, "four": four}.items():
+        widths = variant_config(name).hidden_sizes
+        channels = sum(widths[layer] for layer in layers or [len(widths) - 1])
+        for task in TASKS:
+            torch.save({"model": raw_weights().head_state_dict(task, channels)}, tmp_path / "head.pt")
+            model = load_head(tmp_path / "head.pt", task, encoder, layers).build_model()
+            assert not model.training
             with torch.inference_mode():
                 found = main_output(model(pixel_values))
             if task == "depth":

@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .checkpoints import convert_checkpoint as convert_checkpoint
     from .configuration_eupe import EupeConfig as EupeConfig
     from .configuration_eupe_multitask import EupeMultiTaskConfig as EupeMultiTaskConfig
+    from .configuration_eupe_pyramid import EupePyramidConfig as EupePyramidConfig
+    from .decoders import load_backbone_weights as load_backbone_weights
+    from .heads import convert_head as convert_head
     from .image_processing_eupe import EupeImageProcessor as EupeImageProcessor
     from .image_processing_eupe import EupeImageProcessorPil as EupeImageProcessorPil
     from .modeling_eupe import EupeBackbone as EupeBackbone
@@ -24,6 +27,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .modeling_eupe_depth import EupeForDepthEstimation as EupeForDepthEstimation
     from .modeling_eupe_image_classification import EupeForImageClassification as EupeForImageClassification
     from .modeling_eupe_multitask import EupeForMultiTask as EupeForMultiTask
+    from .modeling_eupe_pyramid import EupePyramidBackbone as EupePyramidBackbone
     from .modeling_eupe_segmentation import EupeForSegmentation as EupeForSegmentation
     from .variants import VARIANTS as VARIANTS
     from .variants import variant_config as variant_config
@@ -43,8 +47,12 @@ _MODULE_OF = {
     "EupeModel": "modeling_eupe",
     "EupeMultiTaskConfig": "configuration_eupe_multitask",
     "EupePreTrainedModel": "modeling_eupe",
+    "EupePyramidBackbone": "modeling_eupe_pyramid",
+    "EupePyramidConfig": "configuration_eupe_pyramid",
     "VARIANTS": "variants",
     "convert_checkpoint": "checkpoints",
+    "convert_head": "heads",
+    "load_backbone_weights": "decoders",
     "variant_config": "variants",
 }
 

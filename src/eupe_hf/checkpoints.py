@@ -12,9 +12,9 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from .configuration_eupe import EupeConfig
 from .layouts import CheckpointError, Layout, StateDict, describe, from_eupe, recognise, to_eupe
-from .modeling_eupe import EupeModel
+from .modeling_eupe import EupeModel, EupePreTrainedModel
 from .variants import VARIANTS, Variant, get_variant, variant_config
 
 
@@ -36,7 +36,8 @@ PROJECTOR_PREFIX = "projectors."
 PROJECTOR_FILE = "projectors.safetensors"
 # What other tools wrap a state dict in: a container key, and a prefix of every key.
 _CONTAINERS = ("model", "state_dict", "teacher")
-_PREFIXES = ("module.", "backbone.", "teacher.", "eupe.")
+_TASK_PREFIX = f"{EupeModel.base_model_prefix}."  # of the encoder in our own task models
+_PREFIXES = ("module.", "backbone.", "teacher.", _TASK_PREFIX)
 # What safetensors and torch's unpickler raise, between them, on files that are cut short or have bytes changed.
 _DAMAGED = (
     SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
@@ -54,6 +55,7 @@ class Checkpoint:
         layout: The layout it was read in.
         variant: Which published model it has the shape of; `None` for another size (custom configurations).
         projectors: The distillation adapters that came with it, by their raw names.
+        head: The head that came with it, by its names in the task model that was saved ("head.linear.conv.weight").
     """
 
     state: StateDict
@@ -61,8 +63,14 @@ class Checkpoint:
     layout: Layout
     variant: Variant | None
     projectors: StateDict
+    head: StateDict = field(default_factory=dict)
 
-    def build_model(self) -> EupeModel:
+    @property
+    def model_state(self) -> StateDict:
+        """The tensors of `build_model`, by their names there."""
+        return self.state
+
+    def build_model(self) -> EupePreTrainedModel:
         """The encoder with these weights, in their dtype, in eval mode. It shares the memory of `state`."""
         with torch.device("meta"):
             model = EupeModel(self.config)
@@ -153,11 +161,14 @@ def _unwrap(loaded: Any, path: Path) -> StateDict:
             f"{path} holds no state dict: expected tensors by name, at the top or under "
             f"{', '.join(map(repr, _CONTAINERS))}; found {found or 'nothing'}."
         )
-    prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None)
-    while prefix is not None:
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None)
-    return tensors
+    return strip_prefixes(tensors, _PREFIXES)
+
+
+def strip_prefixes(state: StateDict, prefixes: Sequence[str]) -> StateDict:
+    """Take off, again and again, whichever of `prefixes` every key begins with."""
+    while prefix := next((p for p in prefixes if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
 
 
 def load_checkpoint(
@@ -167,7 +178,7 @@ def load_checkpoint(
 
     Args:
         path: See `read_state_dict`. For weights in this package's layout the `config.json` that lies with them gives
-            the architecture.
+            the architecture. Of a task model (`EupeForSegmentation`, ...) the encoder is read, and `head` beside it.
         variant: Name of the model that it must be; by default any of the six.
         config: The architecture, for encoders of other sizes than the six; overrides `variant`.
 
@@ -184,6 +195,7 @@ def load_checkpoint(
     if (side_file := path / PROJECTOR_FILE).is_file():
         projectors |= read_state_dict(side_file)
     state = {key: tensor for key, tensor in state.items() if key not in projectors}
+    state, head = _split_head(state)
     layout, published = recognise(state)
     if config is None:
         wanted = published if variant is None else get_variant(variant)
@@ -199,7 +211,15 @@ def load_checkpoint(
             )
         published, config = wanted, config or variant_config(wanted.name)
     ours, config = to_eupe(state, config, layout)
-    return Checkpoint(state=ours, config=config, layout=layout, variant=published, projectors=projectors)
+    return Checkpoint(ours, config, layout, published, projectors, head)
+
+
+def _split_head(state: StateDict) -> tuple[StateDict, StateDict]:
+    """Encoder and head of a task model, whose keys begin with "eupe." and "head."; else everything and nothing."""
+    if not any(key.startswith(_TASK_PREFIX) for key in state):
+        return state, {}
+    head = {key: tensor for key, tensor in state.items() if key.startswith("head.")}
+    return {key.removeprefix(_TASK_PREFIX): tensor for key, tensor in state.items() if key not in head}, head
 
 
 def _config_beside(path: Path) -> EupeConfig | None:
@@ -292,7 +312,7 @@ def save_model_folder(
     """Write a checkpoint as a folder that `from_pretrained` loads: weights, config, processor, code, card.
 
     Args:
-        checkpoint: What `load_checkpoint` gave.
+        checkpoint: What `load_checkpoint` or `heads.load_head` gave.
         output: The folder; it is replaced as a whole, and only when everything is written.
         extend: Called with the unfinished folder, to add files that belong to it.
 
@@ -329,12 +349,17 @@ def convert_checkpoint(
         FileNotFoundError, FileExistsError, CheckpointError: As `load_checkpoint` and `save_model_folder` say.
     """
     loaded = load_checkpoint(checkpoint, variant)
+    return save_model_folder(loaded, output, projector_writer(loaded) if keep_projectors else None)
 
-    def add_projectors(folder: Path) -> None:
-        if keep_projectors and loaded.projectors:
-            save_file({k: t.contiguous() for k, t in loaded.projectors.items()}, folder / PROJECTOR_FILE)
 
-    return save_model_folder(loaded, output, add_projectors)
+def projector_writer(checkpoint: Checkpoint) -> Callable[[Path], None]:
+    """What `save_model_folder` takes as `extend` to keep the distillation adapters of a checkpoint."""
+
+    def write(folder: Path) -> None:
+        if checkpoint.projectors:
+            save_file({k: t.contiguous() for k, t in checkpoint.projectors.items()}, folder / PROJECTOR_FILE)
+
+    return write
 
 
 def save_layout(checkpoint: Checkpoint, output: str | os.PathLike, layout: Layout) -> Path:
@@ -354,17 +379,23 @@ def save_layout(checkpoint: Checkpoint, output: str | os.PathLike, layout: Layou
     output = Path(output)
     tensors = from_eupe(checkpoint.state, checkpoint.config, layout)
     if layout == "raw":
-        tensors |= checkpoint.projectors
-        with staged_file(output) as file:
-            if output.suffix == ".safetensors":
-                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
-            else:
-                # clones: a view would drag its whole storage into the file
-                torch.save({key: tensor.clone() for key, tensor in tensors.items()}, file)
-        return output
+        return save_tensors({**tensors, **checkpoint.projectors}, output)
     with staged_folder(output) as folder:
         dinov3_config(checkpoint.config).save_pretrained(folder)
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
+    return output
+
+
+def save_tensors(state: StateDict, output: str | os.PathLike, container: str | None = None) -> Path:
+    """Write tensors as one file: `.safetensors`, or any other suffix for torch's format, there under `container`."""
+    output = Path(output)
+    with staged_file(output) as file:
+        if output.suffix == ".safetensors":
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)
+        else:
+            # clones: a view would drag its whole storage into the file
+            tensors = {key: tensor.clone() for key, tensor in state.items()}
+            torch.save({container: tensors} if container else tensors, file)
     return output
 
 
@@ -388,7 +419,10 @@ __all__ = [
     "CheckpointError",
     "convert_checkpoint",
     "load_checkpoint",
+    "projector_writer",
     "read_state_dict",
     "save_layout",
     "save_model_folder",
+    "save_tensors",
+    "strip_prefixes",
 ]

@@ -43,11 +43,13 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_N
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .configuration_eupe_multitask import EupeMultiTaskConfig
+from .configuration_eupe_pyramid import EupePyramidConfig
 from .image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
 from .modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
 from .modeling_eupe_depth import EupeForDepthEstimation
 from .modeling_eupe_image_classification import EupeForImageClassification
 from .modeling_eupe_multitask import EupeForMultiTask
+from .modeling_eupe_pyramid import EupePyramidBackbone
 from .modeling_eupe_segmentation import EupeForSegmentation
 from .variants import VARIANTS, Variant, find_variant, get_variant
 
@@ -232,6 +234,8 @@ def register() -> None:
     AutoConfig.register(EupeConfig.model_type, EupeConfig, exist_ok=True)
     AutoModel.register(EupeConfig, EupeModel, exist_ok=True)
     AutoBackbone.register(EupeConfig, EupeBackbone, exist_ok=True)
+    AutoConfig.register(EupePyramidConfig.model_type, EupePyramidConfig, exist_ok=True)
+    AutoBackbone.register(EupePyramidConfig, EupePyramidBackbone, exist_ok=True)
     AutoModelForImageClassification.register(EupeConfig, EupeForImageClassification, exist_ok=True)
     AutoModelForSemanticSegmentation.register(EupeConfig, EupeForSegmentation, exist_ok=True)
     AutoModelForDepthEstimation.register(EupeConfig, EupeForDepthEstimation, exist_ok=True)
@@ -252,7 +256,8 @@ def install_short_names() -> None:
     for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor):
         _wrap_from_pretrained(cls, VARIANTS.get)
     # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
-    for cls in (EupeConfig, EupeMultiTaskConfig, EupePreTrainedModel, EupeImageProcessor, EupeImageProcessorPil):
+    own = (EupeConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)
+    for cls in (*own, EupeImageProcessor, EupeImageProcessorPil):
         _wrap_from_pretrained(cls, find_variant)
     _wrap_auto_backbone()
     _answer_lookups()
@@ -294,7 +299,7 @@ def _remember_name(loaded: Any, name: str) -> None:
     if isinstance(loaded, EupePreTrainedModel):
         loaded.name_or_path = name
         loaded = loaded.config
-    if isinstance(loaded, EupeConfig | EupeMultiTaskConfig):
+    if isinstance(loaded, EupeConfig | EupeMultiTaskConfig | EupePyramidConfig):
         loaded.name_or_path = name
 
 

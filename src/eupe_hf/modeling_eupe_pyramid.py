@@ -6,6 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_eupe_pyramid import EupePyramidConfig
+from .modeling_eupe import EupeBackbone, EupePreTrainedModel
 
 
 class EupeFeaturePyramid(nn.Module):
@@ -82,4 +90,60 @@ class EupeChannelNorm(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-__all__ = ["EupeChannelNorm", "EupeFeaturePyramid"]
+class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
+    """An EUPE encoder, `self.eupe`, with a feature pyramid: a backbone for decoders with strides of their own.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf import EupePyramidBackbone, EupePyramidConfig, variant_config
+
+    >>> config = EupePyramidConfig(encoder_config=variant_config("eupe-t"), strides=[8, 16, 32], hidden_size=64)
+    >>> backbone = EupePyramidBackbone(config).eval()  # random; from_pretrained("eupe-t") for a pretrained encoder
+    >>> [tuple(m.shape) for m in backbone(torch.zeros(1, 3, 64, 64)).feature_maps]
+    [(1, 64, 8, 8), (1, 64, 4, 4), (1, 64, 2, 2)]
+    >>> backbone.channels
+    [64, 64, 64]
+
+    ```
+    """
+
+    config_class = EupePyramidConfig
+    has_attentions = False  # those of the encoder belong to its tokens, not to these maps
+
+    def __init__(self, config: EupePyramidConfig):
+        super().__init__(config)
+        self.eupe = EupeBackbone(config.encoder)
+        self.pyramid = EupeFeaturePyramid(
+            config.encoder_channels, config.encoder_strides, config.strides, config.hidden_size
+        )
+        self.num_features = [config.hidden_size] * len(config.strides)
+        self.post_init()
+
+    @classmethod
+    def _auto_classes(cls) -> dict[str, type]:
+        return {"AutoConfig": EupePyramidConfig, "AutoBackbone": cls}
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Feature maps at the strides in `config.out_features`.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised; H and W best multiples of the largest stride.
+            **kwargs: `output_hidden_states`, `output_attentions` (both the encoder's), `return_dict`.
+
+        Returns:
+            `feature_maps`: one (B, hidden_size, H / stride, W / stride) per chosen stride, finest first.
+            `hidden_states` and `attentions` as in `EupeModel.forward`.
+        """
+        outputs = self.eupe(pixel_values, **kwargs)
+        levels = self.pyramid(outputs.feature_maps)
+        return BackboneOutput(
+            feature_maps=tuple(levels[index] for index in self.out_indices),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["EupeChannelNorm", "EupeFeaturePyramid", "EupePyramidBackbone"]
