@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Every command and snippet of the README runs as it stands, and its tables say what the package says."""
 
+import json
 import os
 import re
 import shlex
@@ -9,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from hub_server import HubServer, hub_environment, use_hub
+from PIL import Image
 
-from eupe_hf import VARIANTS, EupeModel, variant_config
+from eupe_hf import VARIANTS, EupeBackbone, EupeForSegmentation, EupeModel, variant_config
 from eupe_hf.layouts import from_eupe
 
 
@@ -46,7 +49,31 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
             file = folder / VARIANTS[name].raw_file
             torch.save(from_eupe(model.state_dict(), model.config, "raw"), file)
             server.add_repo(VARIANTS[name].repo_id, {file.name: file.read_bytes()})
+        add_users_data(folder)
         yield folder, server
+
+
+def add_users_data(folder: Path) -> None:
+    """What the README's commands take from their user: a raw head, a trained model, data sets."""
+    linear = {"conv.weight": torch.randn(150, 384, 1, 1), "conv.bias": torch.randn(150)}
+    norm = {name: torch.rand(384) + 0.5 for name in ("weight", "bias", "running_mean", "running_var")}
+    norm |= {"num_batches_tracked": torch.tensor(7)}
+    head = {**linear, **{f"batchnorm_layer.{name}": tensor for name, tensor in norm.items()}}
+    torch.save({"model": {f"segmentation_model.1.{key}": tensor for key, tensor in head.items()}}, folder / "head.pt")
+    EupeForSegmentation(variant_config("eupe-s", num_labels=3)).save_pretrained(folder / "my-parts")
+    for split, count in (("train", 5), ("validation", 1)):
+        for shade, name in ((60, "night"), (200, "day")):
+            (folder / "my-images" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (40, 30), (shade, shade, shade + i)).save(
+                    folder / "my-images" / split / name / f"{i}.png"
+                )
+    image = Image.open(ROOT / "examples" / "images" / "coffee.jpg").resize((120, 80))
+    label_map = Image.fromarray((torch.arange(80 * 120).reshape(80, 120) % 3).to(torch.uint8).numpy())
+    rows = {"image": [image], "annotation": [label_map]}
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    (folder / "my-scenes").mkdir()
+    datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
 
 def test_python_snippets_run_one_after_the_other(
@@ -71,6 +98,14 @@ def test_python_snippets_run_one_after_the_other(
     assert names["masked"].shape == (1, 261, 384)
     assert names["last"].shape == (1, 6, 261, 261) and names["class_token"].shape == (1, 6, 1, 261)
     assert names["label_map"].shape == (400, 600) and 0 <= names["label_map"].min() <= names["label_map"].max() < 3
+    assert names["parts"].shape == (400, 600) and list(names["predictions"]) == ["scene", "parts"]
+    assert list(names["multi"].heads) == ["depth", "parts", "scene", "more-parts"]
+    assert list(names["joined"].heads) == ["parts", "again"]
+    assert Path("my-parts-head/model.safetensors").stat().st_size < 30_000
+    for decoder in (names["upernet"], names["detector"]):
+        encoders = [module for module in decoder.modules() if isinstance(module, EupeBackbone)]
+        assert torch.equal(encoders[0].norm.weight, names["model"].norm.weight)
+    assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
     assert names["half"].dtype == torch.bfloat16
     assert all(
         torch.equal(a, b) for a, b in zip(names["model"].parameters(), names["again"].parameters(), strict=True)
@@ -87,13 +122,22 @@ def commands() -> list[str]:
 
 def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer], tmp_path: Path) -> None:
     folder, server = workplace
-    environment = hub_environment(server, tmp_path / "home", offline=True)
-    assert len(commands()) >= 6
+    assert len(commands()) >= 14
     for line in commands():
+        # those of the section "Offline" run without a Hub
+        environment = hub_environment(server, tmp_path / "home", offline="import eupe_hf;" in line)
         words = [sys.executable if word == "python" else word for word in shlex.split(line)]
         result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     assert result.stdout.strip() == "21596544"
+    assert {file.name for file in (folder / "predictions").iterdir()} == {"coffee.png", "chelsea.png"}
+    assert (folder / "multitask.png").is_file() and (folder / "my-multitask" / "config.json").is_file()
+    assert json.loads((folder / "knn.json").read_text())["metrics"] == {"accuracy@2": 1.0, "accuracy@5": 1.0}
+    assert 0 < json.loads((folder / "segmentation.json").read_text())["metrics"]["pixel_accuracy"] < 1
+    converted = EupeForSegmentation.from_pretrained(folder / "my-ade20k")
+    assert torch.equal(
+        converted.head.linear.conv.bias, torch.load(folder / "head.pt")["model"]["segmentation_model.1.conv.bias"]
+    )
     back, original = (torch.load(folder / name, weights_only=True) for name in ("back.pt", "EUPE-ViT-S.pt"))
     assert all(torch.equal(back[key], original[key]) for key in original)
 
