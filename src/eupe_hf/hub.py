@@ -35,6 +35,7 @@ from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
@@ -45,6 +46,7 @@ from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
 from .modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
 from .modeling_eupe_depth import EupeForDepthEstimation
+from .modeling_eupe_detection import EupeForObjectDetection
 from .modeling_eupe_image_classification import EupeForImageClassification
 from .modeling_eupe_segmentation import EupeForSegmentation
 from .variants import VARIANTS, Variant, find_variant, get_variant
@@ -233,6 +235,7 @@ def register() -> None:
     AutoModelForImageClassification.register(EupeConfig, EupeForImageClassification, exist_ok=True)
     AutoModelForSemanticSegmentation.register(EupeConfig, EupeForSegmentation, exist_ok=True)
     AutoModelForDepthEstimation.register(EupeConfig, EupeForDepthEstimation, exist_ok=True)
+    AutoModelForObjectDetection.register(EupeConfig, EupeForObjectDetection, exist_ok=True)
     processors = {"torchvision": EupeImageProcessor, "pil": EupeImageProcessorPil}
     AutoImageProcessor.register(EupeConfig, image_processor_classes=processors, exist_ok=True)
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
