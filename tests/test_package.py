@@ -46,8 +46,9 @@ def test_import_costs_under_a_tenth_of_a_second() -> None:
         f"eupe_hf.{name}"
         for name in (
             "configuration_eupe", "hub", "image_processing_eupe", "modeling_eupe", "modeling_eupe_convnext",
-            "modeling_eupe_depth", "modeling_eupe_head", "modeling_eupe_image_classification",
-            "modeling_eupe_segmentation", "modeling_eupe_vit", "post_processing_eupe", "variants",
+            "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_head",
+            "modeling_eupe_image_classification", "modeling_eupe_pyramid", "modeling_eupe_segmentation",
+            "modeling_eupe_vit", "post_processing_eupe", "variants",
         )
     }  # fmt: skip
 
@@ -63,8 +64,9 @@ def test_public_names_resolve() -> None:
 def test_travelling_files_are_known() -> None:
     assert [path.stem for path in TRAVELLING] == [
         "configuration_eupe", "image_processing_eupe", "modeling_eupe", "modeling_eupe_convnext",
-        "modeling_eupe_depth", "modeling_eupe_head", "modeling_eupe_image_classification", "modeling_eupe_pyramid",
-        "modeling_eupe_segmentation", "modeling_eupe_vit", "post_processing_eupe",
+        "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_head",
+        "modeling_eupe_image_classification", "modeling_eupe_pyramid", "modeling_eupe_segmentation",
+        "modeling_eupe_vit", "post_processing_eupe",
     ]  # fmt: skip
 
 

@@ -3,9 +3,10 @@
 
 `import eupe_hf` calls `register`, which enters the package's classes with the Auto classes and then installs the hook:
 
-- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoVideoProcessor (which pipelines try), AutoBackbone and of
-  every Eupe class is wrapped: one of the six short names is replaced by the folder that `fetch` gives, anything else
-  goes through untouched. AutoModel and its siblings need no wrapper, they call AutoConfig and the Eupe classes.
+- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoVideoProcessor and AutoTokenizer (which pipelines try),
+  AutoBackbone and of every Eupe class is wrapped: one of the six short names is replaced by the folder that `fetch`
+  gives, anything else goes through untouched. AutoModel and its siblings need no wrapper, they call AutoConfig and the
+  Eupe classes.
 - `resolve_revision`, `find_adapter_config_file` and `get_task`, with which transformers asks the Hub about a name
   before it loads, answer for short names by themselves.
 
@@ -39,6 +40,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
@@ -247,7 +249,7 @@ def install_short_names() -> None:
     if _replaced:
         _answer_lookups()
         return
-    for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor):
+    for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor, AutoTokenizer):
         _wrap_from_pretrained(cls, VARIANTS.get)
     # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
     for cls in (EupeConfig, EupePreTrainedModel, EupeImageProcessor, EupeImageProcessorPil):

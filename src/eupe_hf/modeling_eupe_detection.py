@@ -1,13 +1,13 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Object detection: a small anchor-free head on a feature pyramid over an EUPE encoder.
 
-Every position of every level predicts one box and a score per class. Two assignments train it (YOLOv10, arXiv
-2405.14458, on the alignment of TOOD, arXiv 2108.07755): each object teaches the classes and the box to the ten positions
-that fit it best, and a selection score to the best one alone (the idea of FCOS's PSS head, arXiv 2101.11782), which
-keeps an object from being found many times. So the graph holds no non-maximum suppression and exports as it is.
+Every position of every level predicts one box and a score per class. Two assignments train it, as in YOLOv10 (arXiv
+2405.14458): each object teaches its class and its box to the ten positions that fit it best, by the alignment of TOOD
+(arXiv 2108.07755), and a selection score to the best one alone (the positive sample selector of arXiv 2101.11782),
+which keeps an object from being found many times. So the graph holds no non-maximum suppression and exports.
 
-Why not one of the decoders that transformers has: on a frozen encoder they need many more steps. The numbers stand in
-tests/benchmarks/README.md of the package's repository.
+Why none of the decoders that transformers has: on a frozen encoder they need many more steps, and more time for each.
+The numbers stand in tests/benchmarks/README.md of the package's repository.
 """
 
 import copy

@@ -25,7 +25,7 @@ from eupe_hf.modeling_eupe_pyramid import EupeFeaturePyramid
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from drawn_shapes import average_precision, draw_shapes  # noqa: E402
+from drawn_shapes import average_precision, draw_shapes
 
 
 SIDE, TRAINING, HELD_OUT, BATCH = 128, 512, 96, 8
