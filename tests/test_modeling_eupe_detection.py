@@ -50,8 +50,8 @@ def label(*objects: tuple[int, list[float]]) -> dict[str, torch.Tensor]:
 def test_detector_learns_drawn_shapes(family: str) -> None:
     torch.manual_seed(0)
     model = EupeForObjectDetection(tiny(family)).train()
-    images, labels = draw_shapes(600, 64, seed=0, smallest=0.25)
-    steps = 450
+    images, labels = draw_shapes(2000, 64, seed=0, smallest=0.25)
+    steps = 600
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
@@ -66,10 +66,10 @@ def test_detector_learns_drawn_shapes(family: str) -> None:
         outputs = model.eval()(images)
     processor = EupeImageProcessorPil()
     found = processor.post_process_object_detection(outputs, threshold=0.0)
-    assert average_precision(found, labels) >= 0.9
+    assert average_precision(found, labels) >= 0.9  # 0.97 when measured, as by pycocotools
     # the model itself finds each object once, but for a few
     found = processor.post_process_object_detection(outputs, threshold=0.0, nms_threshold=None)
-    assert average_precision(found, labels) >= 0.8
+    assert average_precision(found, labels) >= 0.85  # 0.94 when measured
 
 
 def test_untrained_head_finds_nothing_anywhere() -> None:

@@ -6,8 +6,10 @@ Every position of every level predicts one box and a score per class. Two assign
 (arXiv 2108.07755), and a selection score to the best one alone (the positive sample selector of arXiv 2101.11782),
 which keeps an object from being found many times. So the graph holds no non-maximum suppression and exports.
 
-Why none of the decoders that transformers has: on a frozen encoder they need many more steps, and more time for each.
-The numbers stand in tests/benchmarks/README.md of the package's repository.
+Why none of the decoders that transformers has: on drawn shapes and a frozen encoder this head reaches an AP50 of 0.61
+in 300 steps and 55 s of one CPU core, RT-DETR v2's 0.47 in 317 s, D-FINE's 0.74 in 508 s; in 256 s this one reaches
+0.87. It has a quarter of their parameters, takes images of any size, and needs no scipy. The whole table stands in
+tests/benchmarks/README.md of the package's repository.
 """
 
 import math
