@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import AutoModelForObjectDetection, Trainer, TrainingArguments, pipeline
 
 from eupe_hf import VARIANTS, EupeConfig, EupeForObjectDetection, EupeImageProcessorPil, EupeModel, variant_config
-from eupe_hf.modeling_eupe_detection import EupeDetectionHead, with_detection_stages
+from eupe_hf.modeling_eupe_detection import EupeDetectionHead
 from eupe_hf.modeling_eupe_detection_loss import assign, generalized_overlap, overlap
 
 
@@ -298,8 +298,8 @@ def test_convnext_with_its_last_stage_alone_reads_three_and_says_so(tmp_path: Pa
     assert EupeForObjectDetection.from_pretrained(tmp_path).config.out_indices == [2, 3, 4]
     for stages in ([1, 4], [3]):
         chosen = EupeConfig(**config.to_dict() | {"out_indices": stages, "out_features": None})
-        assert with_detection_stages(chosen) is chosen
-    assert with_detection_stages(vit := tiny("vit")) is vit
+        assert chosen.with_detection_stages() is chosen
+    assert (vit := tiny("vit")).with_detection_stages() is vit
 
 
 @FAMILIES

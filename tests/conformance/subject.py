@@ -52,8 +52,9 @@ def _prepare_for_class(self: Any, inputs: dict, model_class: type, return_labels
 
 def _know_all_auto_classes(self: Any) -> None:
     heads = dict(self.family.heads)
-    head = heads.pop("object-detection", EupeForObjectDetection)  # this file is loaded twice, and wraps twice
-    self.assertIs(type(AutoModelForObjectDetection.from_config(self.model_tester.get_config())), head)
+    head = heads.pop("object-detection", None)  # this file is loaded twice, and wraps twice
+    if head is not None:
+        self.assertIs(type(AutoModelForObjectDetection.from_config(self.model_tester.get_config())), head)
     self.family = dataclasses.replace(self.family, heads=heads)
     _know_auto_classes(self)
 
