@@ -292,6 +292,8 @@ def test_labels_that_cannot_be_are_refused() -> None:
         segment(pixel_values, labels=torch.arange(151).repeat(2, 1, 1))
     with pytest.raises(ValueError, match=r"one map per image, \(2, height, width\), got \(2, 3, 32, 32\)"):
         segment(pixel_values, labels=torch.zeros(2, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"class ids, integers, got torch.float32"):
+        segment(pixel_values, labels=torch.zeros(2, 32, 32))
     with pytest.raises(ValueError, match=r"labels go from -1 to 3, but the model has 3 classes"):
         classify(pixel_values, labels=torch.tensor([-1, 3]))
     with pytest.raises(ValueError, match=r"must be \(2, 3\), got \(2, 4\)"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from modeling_common import tiny_config
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, TrainingArguments
 
@@ -250,6 +251,15 @@ def test_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         model.add_head("pose", "pose")
     with pytest.raises(ValueError, match="has num_labels; a depth head takes out_indices, head_dropout"):
         model.add_head("far", "depth", num_labels=3)
+    with pytest.raises(ValueError, match=r"heads\['far'\] must be a dictionary .*, got 'depth'"):
+        EupeMultiTaskConfig(heads={"far": "depth"})
+    with pytest.raises(StrictDataclassError, match="num_labels must be at least 1"):
+        model.add_head("far", "segmentation", num_labels=0)
+    (tmp_path / "cut").mkdir()
+    for file in (tmp_path / "parts").iterdir():
+        (tmp_path / "cut" / file.name).write_bytes(file.read_bytes()[: 500 if file.suffix == ".safetensors" else None])
+    with pytest.raises(ValueError, match="damaged or was cut short"):
+        model.load_head("far", tmp_path / "cut")
     with pytest.raises(ValueError, match="loss_weight'] must be a number of at least 0, got -1"):
         model.add_head("far", "depth", loss_weight=-1)
     EupeModel(tiny_config("vit")).save_pretrained(tmp_path / "encoder")

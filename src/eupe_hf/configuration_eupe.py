@@ -229,6 +229,8 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"layerscale_value must be finite, got {self.layerscale_value}.")
         if not 0 <= self.initializer_range < math.inf:
             raise ValueError(f"initializer_range must not be negative, got {self.initializer_range}.")
+        if self.num_labels < 1:
+            raise ValueError("num_labels must be at least 1, got 0.")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"head_dropout must be at least 0 and below 1, got {self.head_dropout}.")
         if self.num_depth_bins < 2 or not 0 < self.min_depth < self.max_depth < math.inf:

@@ -106,6 +106,8 @@ class EupeMultiTaskConfig(PreTrainedConfig):
         """
         if not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"The name of a head must be letters, digits, '-' and '_', got {name!r}.")
+        if not isinstance(head, Mapping):
+            raise ValueError(f"heads[{name!r}] must be a dictionary such as {{'task': 'depth'}}, got {head!r}.")
         task = head.get("task")
         if task not in HEAD_FIELDS:
             raise ValueError(f"heads[{name!r}]['task'] must be one of {', '.join(HEAD_FIELDS)}, got {task!r}.")

@@ -59,8 +59,9 @@ class EupeImageClassificationHead(nn.Module):
             return total / (labels != _IGNORE_INDEX).sum().clamp_min(1)
         labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
         if labels.shape != logits.shape:
+            shape = f"({logits.shape[0]}, {classes})"
             raise ValueError(
-                f"labels for {problem} must be ({logits.shape[0]}, {classes}), got {tuple(labels.shape)}."
+                f"labels for {problem} must be {shape}, got {tuple(labels.shape)}; one class per image needs integers."
             )
         loss = functional.mse_loss if problem == "regression" else functional.binary_cross_entropy_with_logits
         return loss(logits.float(), labels.float())

@@ -237,7 +237,11 @@ class EupeForMultiTask(EupePreTrainedModel):
             raise ValueError(
                 f"{source} is a head for another encoder: {key} is {other[key]} there and {mine[key]} here."
             )
-        weights = load_state_dict_from_file(cached_file(source, SAFE_WEIGHTS_NAME, **kwargs))
+        file = cached_file(source, SAFE_WEIGHTS_NAME, **kwargs)
+        try:
+            weights = load_state_dict_from_file(file)
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read: it is damaged or was cut short; fetch it again.") from error
         state = {key.removeprefix("head."): tensor for key, tensor in weights.items() if key.startswith("head.")}
         with torch.device("meta"):
             head = task_class.head_class(config)

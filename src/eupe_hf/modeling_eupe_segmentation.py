@@ -44,6 +44,8 @@ class EupeSegmentationHead(nn.Module):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy at the size of the labels (B, H, W), without pixels that are the ignore index."""
         check_label_maps(labels, len(logits), "class ids")
+        if labels.is_floating_point():
+            raise ValueError(f"labels must be class ids, integers, got {labels.dtype}.")
         ignore = self.config.semantic_loss_ignore_index
         hint = f"{ignore} is ignored. ADE20K counts from 1: subtract 1, and make its 0 the ignore index."
         check_class_ids(labels, self.config.num_labels, hint, ignore)
