@@ -15,16 +15,23 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import ClassLabel, Dataset, load_dataset
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 from transformers import logging as transformers_logging
 
 from eupe_hf import EupeForImageClassification
+from eupe_hf.data import Rows, load_split
+
+
+try:
+    from datasets import ClassLabel, Dataset
+    from datasets import Image as DatasetImage
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+except ImportError as error:
+    sys.exit(f"linear_probe.py needs {error.name}: pip install 'eupe-hf[eval]'")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,14 +62,11 @@ def load_images(arguments: argparse.Namespace) -> tuple[Dataset, list[str]]:
         images = [Image.fromarray((16 * image).clip(0, 255).astype("uint8")) for image in digits.images]
         data = Dataset.from_dict({"image": images, "label": digits.target.tolist()})
         data = data.cast_column("label", ClassLabel(names=[str(name) for name in digits.target_names]))
+        data = data.cast_column("image", DatasetImage(decode=False))
     else:
-        is_folder = Path(arguments.dataset).is_dir()
-        source = {"path": "imagefolder", "data_dir": arguments.dataset} if is_folder else {"path": arguments.dataset}
-        data = load_dataset(**source, split=arguments.split)
-        for column in (arguments.image_column, arguments.label_column):
-            if column not in data.column_names:
-                raise ValueError(f"There is no column {column!r}; the data set has {', '.join(data.column_names)}.")
-        data = data.rename_columns({arguments.image_column: "image", arguments.label_column: "label"})
+        columns = {"image": arguments.image_column, "label": arguments.label_column}
+        data = load_split(arguments.dataset, arguments.split, columns)
+        data = data.rename_columns({column: name for name, column in columns.items()})
         if not isinstance(data.features["label"], ClassLabel):
             data = data.class_encode_column("label")
     data = data.shuffle(seed=0)
@@ -87,10 +91,10 @@ def main() -> None:
         processor.size = {"height": arguments.size, "width": arguments.size}
 
         # 2. Encode every image once. What the head would read is caught on its way into it.
-        features: list[torch.Tensor] = []
+        images, features = Rows(data, {"image": "image"}), []
         model.head.classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
         for start in tqdm(range(0, len(data), arguments.batch_size), desc="encoding", unit="batch"):
-            batch = data[start : start + arguments.batch_size]["image"]
+            batch = [images[row][0] for row in range(start, min(start + arguments.batch_size, len(data)))]
             with torch.inference_mode():
                 model(**processor(batch, return_tensors="pt"))
     except (OSError, ValueError) as error:

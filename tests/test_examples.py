@@ -104,7 +104,10 @@ def test_linear_probe_learns_digits_and_class_folders(models: Path, tmp_path: Pa
     assert json.loads((tmp_path / "lamps" / "preprocessor_config.json").read_text())["size"]["height"] == 64
     result = run("linear_probe.py", "--model", models / "encoder", "--dataset", "photos", "--label-column", "kind",
                  folder=tmp_path)  # fmt: skip
-    assert refused(result, "There is no column 'kind'; the data set has image, label.")
+    assert refused(result, "has no column 'kind' for the label; it has image, label.")
+    (tmp_path / "photos" / "dark" / "cut.png").write_bytes((tmp_path / "photos" / "dark" / "0.png").read_bytes()[:500])
+    result = run("linear_probe.py", "--model", models / "encoder", "--dataset", "photos", folder=tmp_path)
+    assert refused(result, "cut.png) cannot be read")
 
 
 def test_multitask_inference_joins_times_and_saves(models: Path, tmp_path: Path) -> None:

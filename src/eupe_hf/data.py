@@ -48,9 +48,10 @@ def load_split(
         raise ValueError(f"The data set {dataset} cannot be loaded: {' '.join(str(error).split())}") from error
     for key, column in columns.items():
         if column not in data.column_names:
+            hint = " A folder of images has labels where it has one folder per class, at least two." * (key == "label")
             raise ValueError(
                 f"The data set {dataset} has no column {column!r} for the {key.replace('_', ' ')}; it has "
-                f"{', '.join(data.column_names)}."
+                f"{', '.join(data.column_names)}.{hint}"
             )
         feature = data.features[column]
         if isinstance(feature, datasets.Image) or ("image" in key and feature == datasets.Value("string")):
