@@ -13,11 +13,18 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, file_exists
 from torch import nn
 from transformers.backbone_utils import BackboneMixin
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs
+from transformers.utils import (
+    IMAGE_PROCESSOR_NAME,
+    TransformersKwargs,
+    cached_file,
+    find_adapter_config_file,
+    is_peft_available,
+)
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
@@ -28,6 +35,9 @@ from .modeling_eupe_vit import EupeViTEncoder
 
 _Model = TypeVar("_Model", bound="EupePreTrainedModel")
 
+# In the folder of an adapter: the configuration of the model that it was trained on. It must not be named config.json,
+# or transformers would take the folder for a complete model.
+ADAPTER_CONFIG_NAME = "eupe_config.json"
 # What `save_pretrained` writes beside weights and config.
 _ADDED_FILES = rf"README\.md|{re.escape(IMAGE_PROCESSOR_NAME)}|\w+_eupe\w*\.py"
 
@@ -72,6 +82,8 @@ class EupePreTrainedModel(PreTrainedModel):
                 lists the missing keys.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
+        if (adapted := _config_of_adapter(cls, pretrained_model_name_or_path, kwargs)) is not None:
+            kwargs["config"] = adapted
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # whoever asks for the loading info sees what is missing, and decides for himself
         if pretrained_model_name_or_path is not None and not output_loading_info:
@@ -153,6 +165,30 @@ class EupePreTrainedModel(PreTrainedModel):
         return super()._upload_modified_files(
             working_dir, repo_id, files_timestamps, token=token, revision=revision, **kwargs
         )
+
+
+def _config_of_adapter(
+    model_class: type[EupePreTrainedModel], source: str | os.PathLike | None, kwargs: dict[str, Any]
+) -> PreTrainedConfig | None:
+    """Configuration of the model that an adapter was trained on; `None` where `source` is no adapter or has none."""
+    options = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only", "subfolder") if key in kwargs}
+    adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # from AutoModel
+    if adapter is None and source is not None and is_peft_available():
+        is_adapter = find_adapter_config_file(source, revision=kwargs.get("revision"), **options) is not None
+        adapter = source if is_adapter else None
+    if adapter is None:
+        return None
+    file = cached_file(adapter, ADAPTER_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **options)
+    if file is None:
+        return None
+    config = model_class.config_class.from_json_file(file)
+    saved = config.architectures or []
+    if model_class.__name__ not in saved:
+        raise ValueError(
+            f"The adapter {adapter} was trained on an {' or '.join(saved)}, and cannot be loaded as "
+            f"{model_class.__name__}: load it with the class, or Auto class, that it was made with."
+        )
+    return config
 
 
 def model_card(model: EupePreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
