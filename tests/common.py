@@ -2,7 +2,10 @@
 """What several test files need: tiny encoders, checkpoints with known values, and the recorded outputs."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import is_torchvision_available
 
-from eupe_hf import EupeConfig, EupeModel, variant_config
+from eupe_hf import EupeConfig, EupeImageProcessor, EupeImageProcessorPil, EupeModel, variant_config
 from eupe_hf.layouts import StateDict, expected_shapes, from_eupe
 from eupe_hf.variants import VARIANTS
 
@@ -26,6 +30,37 @@ requires_shared = pytest.mark.skipif(
 FAMILIES = ("vit", "convnext")
 LAYOUTS = ("raw", "dinov3", "eupe")
 NAMES = tuple(VARIANTS)
+
+needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+PROCESSOR_CLASSES = [
+    pytest.param(EupeImageProcessorPil, id="pil"),
+    pytest.param(EupeImageProcessor, id="torchvision", marks=needs_torchvision),
+]
+# Just enough of torchvision for transformers to import; none of its functions, so that calling one fails.
+_TORCHVISION = {
+    "__init__.py": '__version__ = "0.28.0"\n',
+    "io/__init__.py": "",
+    "transforms/__init__.py": "from enum import Enum\n"
+    "names = 'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX HAMMING LANCZOS'.split()\n"
+    "InterpolationMode = Enum('InterpolationMode', {name: name.lower() for name in names})\n",
+    "transforms/functional.py": "def pil_to_tensor(image): raise AssertionError\n",
+    "transforms/v2/__init__.py": "",
+    "transforms/v2/functional.py": "",
+}
+
+
+def run_tests_of_torchvision_class(file: str, folder: Path) -> int:
+    """Run the tests of a file that are parametrised with "torchvision", with a stand-in for it; how many passed."""
+    for name, source in _TORCHVISION.items():
+        path = folder / "torchvision" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    python_path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "[torchvision", file]
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert result.returncode == 0, result.stdout
+    return int(re.search(r"(\d+) passed", result.stdout)[1])
 
 
 def tiny_config(family: str, **overrides: Any) -> EupeConfig:

@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common import PROCESSOR_CLASSES, run_tests_of_torchvision_class
 from hub_server import TOKEN, HubServer, use_hub
 from PIL import Image
 from safetensors.torch import load_file
@@ -26,11 +26,6 @@ from eupe_hf.image_processing_eupe import EupeImageProcessor, EupeImageProcessor
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden values do not lie beside this repository")
-needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
-CLASSES = [
-    pytest.param(EupeImageProcessorPil, id="pil"),
-    pytest.param(EupeImageProcessor, id="torchvision", marks=needs_torchvision),
-]
 AUTO_MAP = {
     "AutoImageProcessor": {
         "torchvision": "image_processing_eupe.EupeImageProcessor",
@@ -47,7 +42,7 @@ RGBA = np.concatenate([RGB, RGB[::-1, :, :1]], axis=2)
 GREY16 = rng.integers(0, 65536, (20, 31), dtype=np.uint16)
 
 
-@pytest.fixture(params=CLASSES)
+@pytest.fixture(params=PROCESSOR_CLASSES)
 def processor_class(request: pytest.FixtureRequest) -> type:
     return request.param
 
@@ -559,7 +554,8 @@ def test_saved_files_carry_the_options_and_the_code(processor_class: type, tmp_p
     options = {"size": {"shortest_edge": 32}, "resample": 3, "size_divisor": 16, "do_pad": True, "image_mean": [0.5]}
     files = processor_class(**options).save_pretrained(tmp_path / "first")
     assert [Path(file).name for file in files] == [
-        "preprocessor_config.json", "image_processing_eupe.py", "post_processing_eupe.py",
+        "preprocessor_config.json", "image_processing_eupe.py", "image_processing_eupe_targets.py",
+        "post_processing_eupe.py",
     ]  # fmt: skip
     config = saved(tmp_path / "first")
     assert config["image_processor_type"] == "EupeImageProcessor"
@@ -662,28 +658,6 @@ def test_remote_code_loads_without_the_package(tmp_path: Path, nested: bool) -> 
     assert source == Path(image_processing_eupe.__file__).read_bytes()
 
 
-# Just enough of torchvision for transformers to import; none of its functions, so that calling one fails.
-STAND_IN = {
-    "__init__.py": '__version__ = "0.28.0"\n',
-    "io/__init__.py": "",
-    "transforms/__init__.py": "from enum import Enum\n"
-    "names = 'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX HAMMING LANCZOS'.split()\n"
-    "InterpolationMode = Enum('InterpolationMode', {name: name.lower() for name in names})\n",
-    "transforms/functional.py": "def pil_to_tensor(image): raise AssertionError\n",
-    "transforms/v2/__init__.py": "",
-    "transforms/v2/functional.py": "",
-}
-
-
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed, and tested above")
 def test_torchvision_class_passes_the_same_tests(tmp_path: Path) -> None:
-    for name, source in STAND_IN.items():
-        path = tmp_path / "torchvision" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source)
-    python_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "[torchvision", str(HERE)]
-    environment = {**os.environ, "PYTHONPATH": python_path}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert result.returncode == 0, result.stdout
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 150, result.stdout
+    assert run_tests_of_torchvision_class(__file__, tmp_path) > 150

@@ -174,18 +174,20 @@ def squares(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_segmentation_learns_drawn_squares(family: str) -> None:
     torch.manual_seed(0)
     model = EupeForSegmentation(tiny(family, num_labels=2, head_dropout=0.0, out_indices=[1, 2])).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=200)
+    for _ in range(200):
         images, masks = squares(16)
         optimizer.zero_grad()
         model(images, labels=masks).loss.backward()
         optimizer.step()
+        schedule.step()
     images, masks = squares(32)
     with torch.inference_mode():
         outputs = model.eval()(images)
     maps = torch.stack(EupeImageProcessorPil().post_process_semantic_segmentation(outputs, [(32, 32)] * 32))
     overlaps = [((maps == c) & (masks == c)).sum() / ((maps == c) | (masks == c)).sum() for c in (0, 1)]
-    assert min(overlaps) > 0.9, overlaps  # 0.94 (ViT) and 0.98 (ConvNeXt) when measured
+    assert min(overlaps) > 0.9, overlaps  # 0.98 or more when measured, with three seeds
 
 
 @FAMILIES

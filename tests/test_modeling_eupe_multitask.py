@@ -25,6 +25,7 @@ from eupe_hf.modeling_eupe_multitask import TASK_MODELS
 
 FAMILIES = pytest.mark.parametrize("family", ["vit", "convnext"])
 HEADS = {
+    "boxes": {"task": "detection", "num_labels": 2, "detection_hidden_size": 16},
     "defects": {"task": "segmentation", "num_labels": 2, "out_indices": [2, 3], "loss_weight": 0.5},
     "depth": {"task": "depth", "num_depth_bins": 8},
     "parts": {"task": "segmentation", "num_labels": 3, "out_indices": [1, 3]},
@@ -52,7 +53,9 @@ def tensors(outputs) -> dict[str, torch.Tensor]:
 
 def all_labels(batch: int = 2) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.5]])
     return {
+        "boxes": [{"class_labels": torch.tensor([0, 1]), "boxes": boxes + 0.01 * (i % 3)} for i in range(batch)],
         "scene": torch.randint(0, 2, (batch,), generator=generator),
         "parts": torch.randint(0, 3, (batch, 40, 50), generator=generator),
         "defects": torch.randint(0, 2, (batch, 64, 96), generator=generator),
@@ -92,6 +95,8 @@ def test_one_pass_equals_the_single_task_models(family: str) -> None:
             name: tensors(outputs)[name] for name in ("depth", "scene")
         })  # fmt: skip
         assert_equal_outputs(tensors(model(pixels())), tensors(outputs))
+        found = model.task_model("boxes")(pixels()).pred_boxes
+        assert torch.equal(found, outputs.predictions["boxes"].pred_boxes) and found.shape[1:] == (126, 4)
         hidden = model(pixels(), output_hidden_states=True).hidden_states
         expected = EupeModel(model.eupe.config)
         expected.load_state_dict(model.eupe.state_dict())
@@ -256,7 +261,7 @@ def test_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         model.load_head("far", tmp_path / "parts")
     assert list(model.heads) == list(model.config.heads) == list(HEADS)
     for call in (lambda: model(pixels(), tasks=["part"]), lambda: model.remove_head("part")):
-        with pytest.raises(ValueError, match="no head part; the model has defects, depth, parts, scene"):
+        with pytest.raises(ValueError, match="no head part; the model has boxes, defects, depth, parts, scene"):
             call()
     with pytest.raises(ValueError, match="no head part; the model has"):
         model(pixels(), labels={"part": torch.zeros(2)})
@@ -274,7 +279,7 @@ def test_loss_is_the_weighted_sum_over_the_tasks_that_have_labels(family: str) -
     single = {name: model.task_model(name)(pixels(), labels=labels[name]).loss for name in HEADS}
     for name in HEADS:
         torch.testing.assert_close(losses[name], single[name])
-    expected = losses["scene"] + losses["parts"] + 0.5 * losses["defects"] + losses["depth"]
+    expected = losses["boxes"] + losses["scene"] + losses["parts"] + 0.5 * losses["defects"] + losses["depth"]
     torch.testing.assert_close(outputs.loss, expected)
     some = model(pixels(), labels={"defects": labels["defects"]})
     torch.testing.assert_close(some.loss, 0.5 * losses["defects"])
@@ -286,7 +291,8 @@ def test_images_without_labels_of_a_task_do_not_count() -> None:
     model, labels = tiny("vit"), all_labels(3)
     partial = {name: [values[0], None, values[2]] for name, values in labels.items()}
     found = model(pixels(3), labels=partial).predictions
-    chosen = model(pixels(3)[[0, 2]], labels={name: values[[0, 2]] for name, values in labels.items()}).predictions
+    kept = {name: [values[0], values[2]] for name, values in labels.items()}
+    chosen = model(pixels(3)[[0, 2]], labels=kept).predictions
     for name in HEADS:
         torch.testing.assert_close(found[name].loss, chosen[name].loss, msg=name)
     none = model(pixels(3), labels={name: [None] * 3 for name in HEADS})
@@ -309,7 +315,7 @@ def test_frozen_parts_stay_and_others_learn(family: str) -> None:
     model(pixels(), labels=all_labels()).loss.backward()
     optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {name.split(".")[1] for name in changed} == {"scene", "defects", "depth"}
+    assert {name.split(".")[1] for name in changed} == {"boxes", "scene", "defects", "depth"}
     assert all(name.startswith("heads.") for name in changed)
     model.unfreeze_head("parts")
     model.unfreeze_backbone()
@@ -324,7 +330,8 @@ def test_trainer_trains_and_evaluates_all_tasks(tmp_path: Path) -> None:
     ]
 
     def collate(rows: list[dict]) -> dict:
-        labels = {name: torch.stack([row["labels"][name] for row in rows]) for name in HEADS}
+        labels = {name: [row["labels"][name] for row in rows] for name in HEADS}
+        labels = {name: values if name == "boxes" else torch.stack(values) for name, values in labels.items()}
         return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": labels}
 
     arguments = TrainingArguments(
@@ -335,6 +342,7 @@ def test_trainer_trains_and_evaluates_all_tasks(tmp_path: Path) -> None:
     first = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < first
+    trainer.data_collator = lambda rows: {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
     predictions = trainer.predict(data).predictions
     assert predictions["scene"]["logits"].shape == (8, 2) and predictions["depth"]["predicted_depth"].shape == (
         8,

@@ -99,10 +99,12 @@ def test_python_snippets_run_one_after_the_other(
     assert names["last"].shape == (1, 6, 261, 261) and names["class_token"].shape == (1, 6, 1, 261)
     assert names["label_map"].shape == (400, 600) and 0 <= names["label_map"].min() <= names["label_map"].max() < 3
     assert names["parts"].shape == (400, 600) and list(names["predictions"]) == ["scene", "parts"]
-    assert list(names["multi"].heads) == ["depth", "parts", "scene", "more-parts"]
+    assert list(names["multi"].heads) == ["depth", "objects", "parts", "scene", "more-parts"]
     assert list(names["joined"].heads) == ["parts", "again"]
     assert Path("my-parts-head/model.safetensors").stat().st_size < 30_000
-    for decoder in (names["upernet"], names["detector"]):
+    assert names["targets"]["labels"][0]["class_labels"].tolist() == [2]
+    assert set(names["found"]) == {"scores", "labels", "boxes"}
+    for decoder in (names["upernet"], names["rt_detr"]):
         encoders = [module for module in decoder.modules() if isinstance(module, EupeBackbone)]
         assert torch.equal(encoders[0].norm.weight, names["model"].norm.weight)
     assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .modeling_eupe import EupeModel as EupeModel
     from .modeling_eupe import EupePreTrainedModel as EupePreTrainedModel
     from .modeling_eupe_depth import EupeForDepthEstimation as EupeForDepthEstimation
+    from .modeling_eupe_detection import EupeForObjectDetection as EupeForObjectDetection
     from .modeling_eupe_image_classification import EupeForImageClassification as EupeForImageClassification
     from .modeling_eupe_multitask import EupeForMultiTask as EupeForMultiTask
     from .modeling_eupe_pyramid import EupePyramidBackbone as EupePyramidBackbone
@@ -41,6 +42,7 @@ _MODULE_OF = {
     "EupeForDepthEstimation": "modeling_eupe_depth",
     "EupeForImageClassification": "modeling_eupe_image_classification",
     "EupeForMultiTask": "modeling_eupe_multitask",
+    "EupeForObjectDetection": "modeling_eupe_detection",
     "EupeForSegmentation": "modeling_eupe_segmentation",
     "EupeImageProcessor": "image_processing_eupe",
     "EupeImageProcessorPil": "image_processing_eupe",

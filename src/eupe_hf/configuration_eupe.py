@@ -1,8 +1,10 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the EUPE encoders: one class for the ViTs and the ConvNeXts."""
 
+import copy
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -89,6 +91,9 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         num_depth_bins: Depth estimation: number of bins, spread evenly from `min_depth` to `max_depth`.
         min_depth: Depth estimation: the nearest bin, in metres.
         max_depth: Depth estimation: the farthest bin, in metres.
+        detection_hidden_size: Object detection: width of the feature pyramid and the head, a multiple of 8.
+        detection_strides: Object detection: strides in pixels of the pyramid's levels, ascending, the features' stride
+            times powers of 2. Default: half, once and twice the patch size of a ViT; 8, 16 and 32.
         out_features: `EupeBackbone` and heads: names of the stages to return, "stem", "stage1", ... Default: the last.
         out_indices: The same by number; 0 is the stem, so block i of a ViT (counted from 0) is i + 1.
 
@@ -138,6 +143,8 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
     num_depth_bins: int = 256
     min_depth: float | int = 0.001
     max_depth: float | int = 10.0
+    detection_hidden_size: int = 128
+    detection_strides: list[int] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -229,10 +236,24 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
                 "Depth bins must be at least 2, from min_depth above 0 to a larger max_depth, got "
                 f"{self.num_depth_bins} from {self.min_depth} to {self.max_depth}."
             )
+        if self.detection_hidden_size < 8 or self.detection_hidden_size % 8:
+            raise ValueError(f"detection_hidden_size must be a multiple of 8, got {self.detection_hidden_size}.")
+        if self.detection_strides is not None:
+            self._validate_detection_strides()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act {self.hidden_act!r} is unknown; choose from {', '.join(sorted(ACT2FN))}.")
         if self.backbone_type == "vit":
             self._validate_vit()
+
+    def _validate_detection_strides(self) -> None:
+        strides = self.detection_strides
+        powers = [math.log2(stride / self.patch_size) for stride in strides if stride > 0]
+        is_ascending = all(a < b for a, b in pairwise(strides))
+        if not powers or len(powers) < len(strides) or not is_ascending or any(p != round(p) for p in powers):
+            raise ValueError(
+                f"detection_strides must ascend and be {self.patch_size}, the stride of the features, times powers of "
+                f"2, got {strides}."
+            )
 
     def _validate_vit(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -267,6 +288,25 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches in `last_hidden_state`: class token and registers; 0 for a ConvNeXt."""
         return 1 + self.num_register_tokens if self.backbone_type == "vit" else 0
+
+    def stage_stride(self, index: int) -> int:
+        """Stride in pixels of the feature map of a stage of the backbone contract: 0 is the stem, -1 the last."""
+        if self.backbone_type == "vit":
+            return self.patch_size
+        return _STEM_STRIDE * 2 ** max(0, index % (self.num_stages + 1) - 1)
+
+    def with_detection_stages(self) -> "EupeConfig":
+        """The configuration with the stages that a detector reads.
+
+        A ConvNeXt whose last stage alone is chosen, as by default, gets its last three: a detector needs the finer
+        maps. Any other choice stays. This configuration is left as it is.
+        """
+        count = self.num_stages
+        if self.backbone_type == "vit" or count == 1 or list(self.out_indices) not in ([count], [-1]):
+            return self
+        config = copy.deepcopy(self)
+        config.out_indices = list(range(max(1, count - 2), count + 1))
+        return config
 
     def selected_hidden_states(self, requested: bool | int | Sequence[int] | None) -> frozenset[int]:
         """Which hidden states a forward call returns, counted from the stem (0).

@@ -16,6 +16,7 @@ HEAD_FIELDS = {
     "classification": ("out_indices", "id2label", "problem_type", "classify_patch_mean"),
     "segmentation": ("out_indices", "id2label", "head_dropout", "semantic_loss_ignore_index"),
     "depth": ("out_indices", "head_dropout", "num_depth_bins", "min_depth", "max_depth"),
+    "detection": ("out_indices", "id2label", "detection_hidden_size", "detection_strides"),
 }
 # They belong to the folder that a configuration was read from, not to an encoder inside another model.
 _OF_THE_FOLDER = ("auto_map", "architectures", "transformers_version", "_name_or_path", "id2label", "label2id")
@@ -117,6 +118,7 @@ class EupeMultiTaskConfig(PreTrainedConfig):
         if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
             raise ValueError(f"heads[{name!r}]['loss_weight'] must be a number of at least 0, got {weight!r}.")
         config = self._with_encoder(fields)
+        config = config.with_detection_stages() if task == "detection" else config
         stages = len(config.stage_names)
         entry = {key: getattr(config, key) for key in HEAD_FIELDS[task]}
         entry["out_indices"] = [index % stages for index in config.out_indices]

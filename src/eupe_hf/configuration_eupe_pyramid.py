@@ -112,10 +112,7 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
     def encoder_strides(self) -> list[int]:
         """Strides in pixels of the encoder's maps that the pyramid is made of."""
         encoder = self.encoder
-        if encoder.backbone_type == "vit":
-            return [encoder.patch_size] * len(encoder.out_indices)
-        last = encoder.num_stages
-        return [encoder.patch_size >> (last - max(index, 1)) for index in encoder.out_indices]
+        return [encoder.stage_stride(index) for index in encoder.out_indices]
 
     @property
     def encoder_channels(self) -> list[int]:

@@ -3,9 +3,10 @@
 
 `import eupe_hf` calls `register`, which enters the package's classes with the Auto classes and then installs the hook:
 
-- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoVideoProcessor (which pipelines try), AutoBackbone and of
-  every Eupe class is wrapped: one of the six short names is replaced by the folder that `fetch` gives, anything else
-  goes through untouched. AutoModel and its siblings need no wrapper, they call AutoConfig and the Eupe classes.
+- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoVideoProcessor and AutoTokenizer (which pipelines try),
+  AutoBackbone and of every Eupe class is wrapped: one of the six short names is replaced by the folder that `fetch`
+  gives, anything else goes through untouched. AutoModel and its siblings need no wrapper, they call AutoConfig and the
+  Eupe classes.
 - `resolve_revision`, `find_adapter_config_file` and `get_task`, with which transformers asks the Hub about a name
   before it loads, answer for short names by themselves.
 
@@ -35,9 +36,11 @@ from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
@@ -47,6 +50,7 @@ from .configuration_eupe_pyramid import EupePyramidConfig
 from .image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
 from .modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
 from .modeling_eupe_depth import EupeForDepthEstimation
+from .modeling_eupe_detection import EupeForObjectDetection
 from .modeling_eupe_image_classification import EupeForImageClassification
 from .modeling_eupe_multitask import EupeForMultiTask
 from .modeling_eupe_pyramid import EupePyramidBackbone
@@ -241,6 +245,7 @@ def register() -> None:
     AutoModelForDepthEstimation.register(EupeConfig, EupeForDepthEstimation, exist_ok=True)
     AutoConfig.register(EupeMultiTaskConfig.model_type, EupeMultiTaskConfig, exist_ok=True)
     AutoModel.register(EupeMultiTaskConfig, EupeForMultiTask, exist_ok=True)
+    AutoModelForObjectDetection.register(EupeConfig, EupeForObjectDetection, exist_ok=True)
     processors = {"torchvision": EupeImageProcessor, "pil": EupeImageProcessorPil}
     for config_class in (EupeConfig, EupeMultiTaskConfig):
         AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
@@ -253,7 +258,7 @@ def install_short_names() -> None:
     if _replaced:
         _answer_lookups()
         return
-    for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor):
+    for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor, AutoTokenizer):
         _wrap_from_pretrained(cls, VARIANTS.get)
     # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
     own = (EupeConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)

@@ -21,11 +21,12 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from torch.nn import functional
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, is_pil_image
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_utils import AnnotationType, ChannelDimension, ImageInput, SizeDict, is_pil_image
+from transformers.processing_utils import Unpack
 from transformers.utils import is_torchvision_available, is_vision_available, requires_backends
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .image_processing_eupe_targets import EupeTargetsKwargs, EupeTargetsMixin, resized_size
 from .post_processing_eupe import EupePostProcessingMixin
 
 
@@ -39,6 +40,7 @@ if is_vision_available():
 _MODULE = "image_processing_eupe"
 _SOURCES = (
     f"{_MODULE}.py",
+    f"{_MODULE}_targets.py",
     "post_processing_eupe.py",
 )  # what a folder needs to load the processor without the package
 _AUTO_MAP = {"torchvision": f"{_MODULE}.EupeImageProcessor", "pil": f"{_MODULE}.EupeImageProcessorPil"}
@@ -49,8 +51,8 @@ if hasattr(torch._C._nn, "_upsample_lanczos2d_aa"):
     _INTERPOLATION[1] = "lanczos"
 
 
-class EupeImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Options of the EUPE image processors beyond transformers' `ImagesKwargs`.
+class EupeImageProcessorKwargs(EupeTargetsKwargs, total=False):  # type: ignore[call-arg]
+    """Options of the EUPE image processors beyond transformers' `ImagesKwargs`, and those for targets.
 
     Attributes:
         size_divisor: Makes both sides multiples of this number of pixels, e.g. 16, the ViTs' patch size. `do_pad=True`
@@ -60,7 +62,7 @@ class EupeImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     size_divisor: int | None
 
 
-class EupeImageProcessorMixin(EupePostProcessingMixin, BaseImageProcessor):
+class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
     """What both back ends share: all of it. Images travel as (C, H, W) tensors, uint8 or float32 on [0, 1]."""
 
     valid_kwargs = EupeImageProcessorKwargs
@@ -75,8 +77,14 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, BaseImageProcessor):
     image_std = IMAGENET_DEFAULT_STD
     do_pad = False
 
-    def preprocess(self, images: ImageInput, **kwargs: Unpack[EupeImageProcessorKwargs]) -> BatchFeature:
-        """Turns images into `pixel_values`; `processor(images)` is the same call.
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        annotations: AnnotationType | list[AnnotationType] | None = None,
+        **kwargs: Unpack[EupeImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Turns images into `pixel_values`, targets into `labels`; `processor(images)` is the same call.
 
         Args:
             images: One image or a list, kinds and sizes mixed at will: a file path, an http(s) URL, a PIL image of any
@@ -85,18 +93,29 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, BaseImageProcessor):
                 16-bit where a value exceeds 255. EXIF rotation is undone and alpha dropped. Where both layouts fit,
                 arrays are channels last and tensors channels first, unless `input_data_format` says otherwise. Pillow
                 reads grey files of 16 bits in full, but colour files of 16 bits per channel as 8.
+            segmentation_maps: One (H, W) map of class ids per image, of its size: PIL images in the modes 1, L, P (its
+                indices), I and I;16, their paths, arrays or tensors of integers. They follow the image with the
+                nearest pixel; what is added around is `semantic_loss_ignore_index`. See also `do_reduce_labels`.
+            annotations: COCO's, one dictionary per image: `image_id`, and `annotations`, a list of dictionaries with
+                `bbox`, [left, top, width, height] in pixels of the original image with EXIF rotation undone,
+                `category_id`, and optionally `area` in square pixels and `iscrowd`. Boxes are clipped to what is left
+                of the image; those of which nothing is left, and crowds, are dropped.
             **kwargs: `return_tensors`, `device`, `input_data_format`, and for this call any option of the constructor.
 
         Returns:
             `pixel_values`, float32, normalised: with `return_tensors="pt"` or `"np"` of shape (B, 3, H, W), without it
             a list of (3, H, W), tensors from `EupeImageProcessor`, arrays from `EupeImageProcessorPil`.
+            `labels` likewise: of maps int64 (B, H, W). Of annotations a list of dictionaries, for n boxes: `boxes`
+            (n, 4), float32, center x, center y, width and height as shares of the processed image's sides,
+            `class_labels` (n,), the category ids as they were, `area` (n,) in its square pixels, `iscrowd` (n,),
+            zeros, `image_id` (1,), `size` (2,) of the processed and `orig_size` (2,) of the given image, height first.
 
         Raises:
-            TypeError: Where an input is no image.
+            TypeError: Where an input is no image, or no map.
             ValueError: Where an image is unreadable, empty, out of range or of another number of channels, an option
-                is not supported, or images of different sizes are to be stacked.
+                is not supported, images of different sizes are to be stacked, or targets do not fit their images.
         """
-        return super().preprocess(images, **kwargs)
+        return super().preprocess(images, segmentation_maps, annotations, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Reads paths and URLs, also in lists, into PIL images as stored: transformers' own cuts them to 8 bits."""
@@ -137,10 +156,7 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, BaseImageProcessor):
         uint8 stays uint8; off the CPU it is rounded from float32, which can differ from the CPU by a grey level.
         """
         height, width = image.shape[-2:]
-        target = (size.height, size.width)
-        if size.shortest_edge:
-            long = int(size.shortest_edge * max(height, width) / min(height, width))
-            target = (size.shortest_edge, long) if height <= width else (long, size.shortest_edge)
+        target = resized_size(height, width, size)
         if target == (height, width):
             return image
         mode = _INTERPOLATION[resample]
@@ -215,6 +231,7 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, BaseImageProcessor):
             ("pad_size", kwargs["pad_size"] is None, "None: the largest image and size_divisor say how far to pad"),
             ("resample", resample is None or resample in _INTERPOLATION, f"one of {_INTERPOLATION}"),
             ("image_std", std is None or np.min(std) > 0, "numbers above 0"),
+            ("format", kwargs["format"] in (None, "coco_detection"), "coco_detection"),
             ("data_format", kwargs["data_format"] in (None, "channels_first"), "channels_first, as the models need"),
             ("input_data_format", layout in (None, *ChannelDimension), "channels_first, channels_last or None"),
         )
@@ -295,6 +312,7 @@ class EupeImageProcessor(EupeImageProcessorMixin, TorchvisionBackend):
             `do_rescale`, `rescale_factor`: Times 1/255. Floats and 16-bit images are on [0, 1] without it.
             `do_normalize`, `image_mean`, `image_std`: One number or one per channel, on the scale [0, 1].
             `do_pad`, `size_divisor`: Pads normalised images with zeros all around; see `EupeImageProcessorKwargs`.
+            `do_reduce_labels`, `semantic_loss_ignore_index`, `format`: For targets; see `EupeTargetsKwargs`.
 
     Here upstream's classification protocol:
 

@@ -64,6 +64,11 @@ class EupePreTrainedModel(PreTrainedModel):
         """The convolution that reads the image."""
         return self.base_model.encoder.get_input_embeddings()
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For classes outside its tree transformers passes over modules without parameters of their own, heads among
+        # them, in case their initialisation overwrites what was loaded. Ours asks each parameter.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

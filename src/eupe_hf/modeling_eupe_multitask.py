@@ -19,6 +19,7 @@ from .configuration_eupe import EupeConfig
 from .configuration_eupe_multitask import HEAD_FIELDS, EupeMultiTaskConfig
 from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
 from .modeling_eupe_depth import EupeForDepthEstimation
+from .modeling_eupe_detection import EupeForObjectDetection
 from .modeling_eupe_head import EupeTaskModel
 from .modeling_eupe_image_classification import EupeForImageClassification
 from .modeling_eupe_segmentation import EupeForSegmentation
@@ -28,6 +29,7 @@ TASK_MODELS: dict[str, type[EupeTaskModel]] = {
     "classification": EupeForImageClassification,
     "segmentation": EupeForSegmentation,
     "depth": EupeForDepthEstimation,
+    "detection": EupeForObjectDetection,
 }
 # Fields of a configuration that say nothing about what an encoder computes for the heads.
 _NOT_ARCHITECTURE = ("image_size", "return_class_token", "initializer_range", "layerscale_value")

@@ -65,16 +65,16 @@ class EupePyramidLevel(nn.Module):
         width = in_channels
         for i in range(steps):
             if i:
-                resample += [EupeChannelNorm(width), nn.GELU()]
+                resample += [EupeChannelLayerNorm(width), nn.GELU()]
             resample.append(nn.ConvTranspose2d(width, max(width // 2, out_channels), kernel_size=2, stride=2))
             width = max(width // 2, out_channels)
         resample += [nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True) for _ in range(-steps)]
         self.resample = nn.Sequential(*resample)
         self.project = nn.Sequential(
             nn.Conv2d(width, out_channels, kernel_size=1, bias=False),
-            EupeChannelNorm(out_channels),
+            EupeChannelLayerNorm(out_channels),
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            EupeChannelNorm(out_channels),
+            EupeChannelLayerNorm(out_channels),
         )
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -82,8 +82,8 @@ class EupePyramidLevel(nn.Module):
         return self.project(self.resample(feature_map))
 
 
-class EupeChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of maps (B, C, H, W)."""
+class EupeChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of maps (B, C, H, W); "LayerNorm" in its name makes transformers initialise it."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same shape; each position has mean 0 and variance 1 before weight and bias."""
@@ -146,4 +146,4 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
         )
 
 
-__all__ = ["EupeChannelNorm", "EupeFeaturePyramid", "EupePyramidBackbone"]
+__all__ = ["EupeChannelLayerNorm", "EupeFeaturePyramid", "EupePyramidBackbone"]

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_transforms import center_to_corners_format
 from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
+from transformers.utils import ModelOutput
 
 
 class EupePostProcessingMixin:
@@ -61,6 +63,70 @@ class EupePostProcessingMixin:
         maps = _resized(outputs.predicted_depth.unsqueeze(1), target_sizes, "predicted depth")
         return [{"predicted_depth": depth[0]} for depth in maps]
 
+    def post_process_object_detection(
+        self,
+        outputs: ModelOutput,
+        threshold: float = 0.5,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        top_k: int = 100,
+        nms_threshold: float | None = 0.6,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Boxes from the output of `EupeForObjectDetection`.
+
+        Args:
+            outputs: With `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4).
+            threshold: Only detections with a higher score.
+            target_sizes: (height, width) of each picture in pixels, one per image; by default boxes stay shares of
+                the image's sides.
+            top_k: At most so many detections per image, the best.
+            nms_threshold: Of two boxes of one class that overlap by more (intersection over union) the one with the
+                lower score goes. The model itself learns to find each object once, but a head that has trained for
+                only a few hundred steps still repeats some; `None` leaves its answer as it is.
+
+        Returns:
+            One dictionary per image, best first: `scores` (n,) in [0, 1], `labels` (n,) class ids and `boxes` (n, 4)
+            left, top, right, bottom.
+
+        Raises:
+            ValueError: Not one target size per image.
+        """
+        logits, boxes = outputs.logits.float(), center_to_corners_format(outputs.pred_boxes.float())
+        if target_sizes is not None:
+            _check_target_sizes(len(logits), target_sizes, "images")
+            sizes = torch.as_tensor([[int(side) for side in size] for size in target_sizes], device=boxes.device)
+            boxes = boxes * sizes.flip(-1).repeat(1, 2)[:, None]  # width, height, width, height
+        num_labels = logits.shape[2]
+        results = []
+        for image_logits, image_boxes in zip(logits, boxes, strict=True):
+            # ten candidates for each result: enough to fill up what the suppression takes away
+            scores, places = image_logits.sigmoid().flatten().topk(min(10 * top_k, image_logits.numel()))
+            places = places[scores > threshold]
+            found = {
+                "scores": scores[: len(places)],
+                "labels": places % num_labels,
+                "boxes": image_boxes[places // num_labels],
+            }
+            if nms_threshold is not None:
+                kept = _suppress(found["boxes"], found["labels"], nms_threshold)
+                found = {name: values[kept] for name, values in found.items()}
+            results.append({name: values[:top_k] for name, values in found.items()})
+        return results
+
+
+def _suppress(boxes: torch.Tensor, labels: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Greedy non-maximum suppression per class: a mask (n,) of what stays of boxes (n, 4), best first."""
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clamp_min(0).prod(dim=-1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1)
+    repeats = shared > threshold * (areas[:, None] + areas[None] - shared)
+    repeats = (repeats & (labels[:, None] == labels[None])).cpu()
+    kept = torch.ones(len(boxes), dtype=torch.bool)
+    for i in range(len(boxes)):
+        if kept[i]:
+            kept[i + 1 :] &= ~repeats[i, i + 1 :]
+    return kept.to(boxes.device)
+
 
 def _resized(
     maps: torch.Tensor, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None, what: str
@@ -69,14 +135,18 @@ def _resized(
     if target_sizes is None:
         yield from maps
         return
-    if len(target_sizes) != len(maps):
-        raise ValueError(
-            f"target_sizes must have one (height, width) per image: there are {len(maps)} {what} and "
-            f"{len(target_sizes)} sizes."
-        )
+    _check_target_sizes(len(maps), target_sizes, what)
     for image, size in zip(maps, target_sizes, strict=True):
         height, width = map(int, size)
         yield functional.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+
+
+def _check_target_sizes(count: int, target_sizes: Sequence[tuple[int, int]] | torch.Tensor, what: str) -> None:
+    if len(target_sizes) != count:
+        raise ValueError(
+            f"target_sizes must have one (height, width) per image: there are {count} {what} and "
+            f"{len(target_sizes)} sizes."
+        )
 
 
 __all__ = ["EupePostProcessingMixin"]

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from transformers.utils import ModelOutput
 
 from .configuration_eupe import EupeConfig
+from .post_processing_eupe import EupePostProcessingMixin
 
 
 # Anchors of the heat colours, from low to high: dark blue, violet, orange, light yellow.
@@ -182,7 +183,7 @@ def boxes_picture(image: Image.Image, detections: Mapping[str, Any], id2label: M
 def prediction_picture(
     outputs: ModelOutput,
     image: Image.Image,
-    processor: Any,
+    processor: EupePostProcessingMixin,
     config: EupeConfig,
     threshold: float = 0.5,
 ) -> Image.Image:

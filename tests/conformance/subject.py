@@ -1,8 +1,16 @@
 """What `../shared/conformance` needs to know to run transformers' own common tests on this package's classes."""
 
-from dataclasses import replace
+import dataclasses
+import sys
+import types
+from typing import Any
 
+import torch
+from harness import names, pipelines
 from harness.subject import ImageProcessorSpec, Subject, VisionFamily
+from harness.vision import VisionModelTests
+from tests.pipelines._local import LocalPipelineTests
+from transformers import AutoModelForObjectDetection
 
 from eupe_hf import (
     EupeBackbone,
@@ -10,6 +18,7 @@ from eupe_hf import (
     EupeForDepthEstimation,
     EupeForImageClassification,
     EupeForMultiTask,
+    EupeForObjectDetection,
     EupeForSegmentation,
     EupeImageProcessorPil,
     EupeModel,
@@ -21,7 +30,55 @@ HEADS = {
     "image-classification": EupeForImageClassification,
     "semantic-segmentation": EupeForSegmentation,
     "depth-estimation": EupeForDepthEstimation,
+    "object-detection": EupeForObjectDetection,
 }
+
+
+# ---- object detection, which the harness does not know: labels, pipeline and Auto class ----
+
+names._TASK_DICTS["object-detection"] = ()
+pipelines.PIPELINE_TASK["object-detection"] = "object-detection"
+_prepare, _know_auto_classes = VisionModelTests._prepare_for_class, VisionModelTests.test_auto_classes_know_the_subject
+
+
+def _prepare_for_class(self: Any, inputs: dict, model_class: type, return_labels: bool = False) -> dict:
+    prepared = _prepare(self, inputs, model_class, return_labels=return_labels)
+    if return_labels and model_class is EupeForObjectDetection:
+        boxes = torch.tensor([[0.4, 0.5, 0.3, 0.2], [0.6, 0.3, 0.4, 0.5]])
+        labels = {"class_labels": torch.tensor([1, 0]), "boxes": boxes}
+        prepared["labels"] = [dict(labels) for _ in prepared["pixel_values"]]
+    return prepared
+
+
+def _know_all_auto_classes(self: Any) -> None:
+    heads = dict(self.family.heads)
+    head = heads.pop("object-detection", EupeForObjectDetection)  # this file is loaded twice, and wraps twice
+    self.assertIs(type(AutoModelForObjectDetection.from_config(self.model_tester.get_config())), head)
+    self.family = dataclasses.replace(self.family, heads=heads)
+    _know_auto_classes(self)
+
+
+class ObjectDetectionPipelineTests(LocalPipelineTests):
+    task = "object-detection"
+    registration_counts = False  # the pipeline looks in transformers' own list of names
+
+    def check(self, pipe: Any, image: Any, out: list[dict]) -> None:
+        for found in out:
+            self.assertEqual(set(found), {"score", "label", "box"})
+            self.assertIn(found["label"], pipe.model.config.id2label.values())
+            self.assertLessEqual(found["box"]["xmax"], image.width)
+            self.assertLessEqual(found["box"]["ymax"], image.height)
+
+
+_module = types.ModuleType("tests.pipelines.test_pipelines_object_detection")
+_module.ObjectDetectionPipelineTests = ObjectDetectionPipelineTests
+sys.modules[_module.__name__] = _module
+pipelines.VisionPipelineTests.test_pipeline_object_detection = lambda self: self.run_task_tests("object-detection")
+pipelines.VisionPipelineTests.test_pipeline_object_detection_fp16 = lambda self: self.run_task_tests(
+    "object-detection", dtype="float16"
+)
+VisionModelTests._prepare_for_class = _prepare_for_class
+VisionModelTests.test_auto_classes_know_the_subject = _know_all_auto_classes
 
 
 def _image_processor() -> EupeImageProcessorPil:
@@ -38,6 +95,7 @@ def _vit_config() -> EupeConfig:
         num_attention_heads=4,
         num_register_tokens=2,
         out_indices=[1, 2],
+        detection_hidden_size=32,
     )
 
 
@@ -48,6 +106,7 @@ def _convnext_config() -> EupeConfig:
         hidden_sizes=[8, 12, 16, 20],
         depths=[1, 1, 2, 1],
         out_indices=[1, 2, 3, 4],
+        detection_hidden_size=32,
     )
 
 
@@ -89,6 +148,7 @@ MULTI_TASK_HEADS = {
     "scene": {"task": "classification", "num_labels": 5},
     "parts": {"task": "segmentation", "num_labels": 5, "out_indices": [1, 2]},
     "depth": {"task": "depth"},
+    "boxes": {"task": "detection", "num_labels": 5, "detection_hidden_size": 32},
 }
 
 
@@ -113,7 +173,7 @@ def _convnext_multi_task_config() -> EupeMultiTaskConfig:
     return EupeMultiTaskConfig(encoder_config=_convnext_config(), heads=MULTI_TASK_HEADS)
 
 
-vit_multi_task = replace(
+vit_multi_task = dataclasses.replace(
     vit,
     name="vit_multi_task",
     config_class=EupeMultiTaskConfig,
@@ -125,7 +185,7 @@ vit_multi_task = replace(
     config_common_properties=["encoder_config", "heads"],
     skips=MULTI_TASK_SKIPS,
 )
-convnext_multi_task = replace(
+convnext_multi_task = dataclasses.replace(
     convnext,
     name="convnext_multi_task",
     config_class=EupeMultiTaskConfig,
