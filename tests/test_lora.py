@@ -1,0 +1,299 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""LoRA: which layers are adapted, what is saved with them, and that all of it comes back."""
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from hub_server import HubServer, use_hub
+from huggingface_hub import EvalResult, ModelCard
+from modeling_common import FAMILIES, randomise, tiny_config
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from PIL import Image
+from published import checkpoint
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    DPTConfig,
+    DPTForDepthEstimation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    RTDetrV2Config,
+    RTDetrV2ForObjectDetection,
+    Trainer,
+    TrainingArguments,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
+
+from eupe_hf import (
+    EupeBackbone,
+    EupeForDepthEstimation,
+    EupeForImageClassification,
+    EupeForMultiTask,
+    EupeForObjectDetection,
+    EupeForSegmentation,
+    EupeModel,
+    EupeMultiTaskConfig,
+    EupePyramidBackbone,
+    EupePyramidConfig,
+    variant_config,
+)
+from eupe_hf.lora import TARGETS, EupeLoraConfig, adapter_card, load_peft_model, lora_config
+
+
+TASKS = {
+    EupeForImageClassification: AutoModelForImageClassification,
+    EupeForSegmentation: AutoModelForSemanticSegmentation,
+    EupeForDepthEstimation: AutoModelForDepthEstimation,
+    EupeForObjectDetection: AutoModelForObjectDetection,
+}
+BY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+BY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+# what a tiny encoder has: 3 blocks; 5 blocks in 4 stages
+COUNTS = {
+    "vit": {"attention": 12, "mlp": 6, "all": 18, None: 12},
+    "convnext": {"mlp": 10, "all": 10, None: 10},
+}
+HEAD = {"num_labels": 3, "num_depth_bins": 8, "detection_hidden_size": 16}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with a tiny encoder of each family."""
+    folders = {}
+    for family in FAMILIES:
+        folders[family] = tmp_path_factory.mktemp(family)
+        randomise(EupeModel(tiny_config(family))).save_pretrained(folders[family])
+    return folders
+
+
+def pixels(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def answer(model: nn.Module, images: torch.Tensor | None = None) -> torch.Tensor:
+    """The main output, in eval mode."""
+    with torch.inference_mode():
+        outputs = model.eval()(pixel_values=pixels() if images is None else images)
+    names = ("predicted_depth", "logits", "last_hidden_state", "class_queries_logits")
+    return next(outputs[name] for name in names if name in outputs)
+
+
+def trained(model: nn.Module, config: peft.LoraConfig, seed: int = 0, name: str = "default") -> peft.PeftModel:
+    """The model with an adapter in which everything that trains, and every batch-norm statistic, has moved."""
+    wrapped = peft.get_peft_model(model, config, adapter_name=name)
+    move(wrapped, seed)
+    return wrapped
+
+
+def move(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad:
+                module.running_mean += torch.randn(module.running_mean.shape, generator=generator)
+                module.running_var += torch.rand(module.running_var.shape, generator=generator)
+                module.num_batches_tracked += 7
+
+
+def adapted(model: nn.Module) -> dict[str, nn.Module]:
+    found = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    return {name.removeprefix("base_model.model."): module for name, module in found.items()}
+
+
+def saved_whole(model: nn.Module) -> list[str]:
+    found = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    return [name.removeprefix("base_model.model.") for name in found]
+
+
+# ---- which layers ----
+
+
+@BY_FAMILY
+@pytest.mark.parametrize("targets", [None, "attention", "mlp", "all"])
+def test_targets_are_the_encoders_linear_layers(family: str, targets: str | None) -> None:
+    model = EupeForSegmentation(tiny_config(family, **HEAD))
+    if targets not in COUNTS[family]:
+        with pytest.raises(
+            ValueError, match="nothing of it matches no linear layer.*pointwise_conv1, pointwise_conv2"
+        ):
+            lora_config(model, targets=targets)
+        return
+    wrapped = peft.get_peft_model(model, lora_config(model, r=2, targets=targets))
+    layers = adapted(wrapped)
+    assert len(layers) == COUNTS[family][targets]
+    assert all(isinstance(layer.get_base_layer(), nn.Linear) for layer in layers.values())
+    expected = TARGETS[targets or ("attention" if family == "vit" else "mlp")]
+    assert {name.rpartition(".")[2] for name in layers} == set(expected) & {n.rpartition(".")[2] for n in layers}
+    assert all(name.startswith("eupe.encoder.") for name in layers)
+    assert saved_whole(wrapped) == ["head"]
+
+
+def test_list_of_targets_adapts_each_of_them_or_is_refused() -> None:
+    model = EupeForImageClassification(tiny_config("vit", num_labels=3))
+    for targets, count in ((["q_proj", "v_proj"], 6), (["down_proj"], 3), ("o_proj", 3)):
+        config = lora_config(model, r=2, targets=targets)
+        layers = [n for n, _ in model.named_modules() if re.fullmatch(config.target_modules, n)]
+        assert len(layers) == count
+    for targets in (["q_proj", "qkv"], "qkv", "all-linear", ["attention"]):
+        with pytest.raises(ValueError, match="matches no linear layer.*down_proj, k_proj, o_proj, q_proj, up_proj"):
+            lora_config(model, targets=targets)
+    with pytest.raises(ValueError, match="nothing of it matches"):
+        lora_config(model, targets=[])
+    with pytest.raises(ValueError, match="'depthwise_conv' matches no linear"):
+        lora_config(EupeModel(tiny_config("convnext")), targets=["pointwise_conv1", "depthwise_conv"])
+    with pytest.raises(ValueError, match="targets="):
+        lora_config(model, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="has no EUPE encoder"):
+        lora_config(nn.Sequential(nn.Linear(2, 2)))
+
+
+@BY_FAMILY
+def test_bare_encoder_has_nothing_new(family: str, tmp_path: Path, bases: dict[str, Path]) -> None:
+    model = EupeModel.from_pretrained(bases[family])
+    wrapped = trained(model, lora_config(model, r=2, targets="all"))
+    assert saved_whole(wrapped) == [] and len(adapted(wrapped)) == COUNTS[family]["all"]
+    expected = answer(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    assert torch.equal(answer(AutoModel.from_pretrained(tmp_path)), expected)
+    assert torch.equal(answer(load_peft_model(tmp_path)), expected)
+    # a backbone is the same encoder
+    maps = EupeBackbone.from_pretrained(tmp_path)(pixels()).feature_maps[-1]
+    backbone = EupeBackbone(wrapped.merge_and_unload().config).eval()
+    backbone.load_state_dict(wrapped.get_base_model().state_dict())
+    torch.testing.assert_close(maps, backbone(pixels()).feature_maps[-1], atol=1e-5, rtol=0)
+
+
+@BY_FAMILY
+@BY_TASK
+def test_trainable_parameters_are_those_that_are_printed(family: str, task: type, capsys) -> None:
+    model = task(tiny_config(family, **HEAD))
+    head = sum(p.numel() for p in model.head.parameters())
+    wrapped = peft.get_peft_model(model, lora_config(model, r=4))
+    trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    layers = [layer.get_base_layer() for layer in adapted(wrapped).values()]
+    assert trainable == head + sum(4 * (layer.in_features + layer.out_features) for layer in layers)
+    wrapped.print_trainable_parameters()
+    assert f"trainable params: {trainable:,} " in capsys.readouterr().out
+    wrapped.train()(pixel_values=pixels(), labels=labels(task)).loss.backward()
+    for name, parameter in wrapped.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def labels(task: type) -> torch.Tensor | list:
+    if task is EupeForImageClassification:
+        return torch.tensor([0, 2])
+    if task is EupeForSegmentation:
+        return torch.randint(0, 3, (2, 64, 64))
+    if task is EupeForDepthEstimation:
+        return 1 + torch.rand(2, 64, 64)
+    return [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3]])} for _ in range(2)]
+
+
+def test_share_and_file_of_eupe_b_are_small(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = EupeForImageClassification(variant_config("eupe-b", num_labels=10))
+    wrapped = peft.get_peft_model(model, lora_config(model, r=16, targets="attention"))
+    trainable, total = wrapped.get_nb_trainable_parameters()
+    assert trainable / total <= 0.015
+    tensors = peft.get_peft_model_state_dict(wrapped)
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) <= 5e6
+
+
+# ---- saved and loaded ----
+
+
+@BY_FAMILY
+@BY_TASK
+def test_adapter_comes_back_bit_equal(family: str, task: type, tmp_path: Path, bases: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    model = task.from_pretrained(bases[family], **HEAD)
+    wrapped = trained(model, lora_config(model, r=2, targets="all"))
+    expected = answer(wrapped)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(bases[family])
+    for loaded in (task.from_pretrained(tmp_path / "adapter"), TASKS[task].from_pretrained(tmp_path / "adapter")):
+        assert type(loaded) is task and not loaded.training
+        assert torch.equal(answer(loaded), expected)
+    torch.manual_seed(5)  # another fresh head, that the adapter replaces
+    fresh = peft.PeftModel.from_pretrained(task.from_pretrained(bases[family], **HEAD), tmp_path / "adapter")
+    assert torch.equal(answer(fresh), expected)
+    with fresh.disable_adapter():
+        assert not torch.allclose(answer(fresh), expected, atol=1e-3)
+    # as ordinary models
+    again = load_peft_model(tmp_path / "adapter")
+    assert torch.equal(answer(again), expected)
+    merged = again.merge_and_unload()
+    torch.testing.assert_close(answer(merged), expected, atol=1e-5, rtol=0)
+    merged.save_pretrained(tmp_path / "merged")
+    ordinary = TASKS[task].from_pretrained(tmp_path / "merged")
+    assert type(ordinary) is task and torch.equal(answer(ordinary), answer(merged))
+    assert not any("lora" in name for name in load_file(tmp_path / "merged" / "model.safetensors"))
+
+
+@BY_FAMILY
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True, "r": 4}], ids=lambda o: next(iter(o)))
+def test_kinds_of_lora_come_back_and_merge(family: str, options: dict, tmp_path: Path, bases: dict[str, Path]) -> None:
+    model = EupeForImageClassification.from_pretrained(bases[family], num_labels=3)
+    config = lora_config(model, **{"r": 2, "targets": "all"} | options)
+    assert config.lora_alpha == (4 if config.use_rslora else 2 * config.r)
+    wrapped = trained(model, config)
+    expected = answer(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    assert torch.equal(answer(AutoModelForImageClassification.from_pretrained(tmp_path)), expected)
+    torch.testing.assert_close(answer(load_peft_model(tmp_path).merge_and_unload()), expected, atol=1e-5, rtol=0)
+
+
+def test_own_configuration_of_peft_works(tmp_path: Path, bases: dict[str, Path]) -> None:
+    model = EupeForImageClassification.from_pretrained(bases["vit"], num_labels=3)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], modules_to_save=["head"])
+    wrapped = trained(model, config)
+    assert len(adapted(wrapped)) == 6 and saved_whole(wrapped) == ["head"]
+    expected = answer(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    assert not (tmp_path / "eupe_config.json").exists()
+    for loader in (AutoModelForImageClassification, EupeForImageClassification):
+        assert torch.equal(answer(loader.from_pretrained(tmp_path, num_labels=3)), expected)
+    with pytest.raises(ValueError, match="does not fit.*head"):
+        EupeForImageClassification.from_pretrained(tmp_path)  # two classes
+    with pytest.raises(ValueError, match="does not say which EUPE model"):
+        load_peft_model(tmp_path)
+
+
+@pytest.mark.parametrize("task", [EupeForImageClassification, EupeForObjectDetection], ids=lambda task: task.__name__)
+def test_all_linear_leaves_the_saved_head_alone(task: type) -> None:
+    model = task(tiny_config("vit", **HEAD))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=["head"]))
+    assert saved_whole(wrapped) == ["head"]
+    assert len(adapted(wrapped)) == 18 and all("head" not in name for name in adapted(wrapped))
+
+
+@BY_FAMILY
+def test_peft_knows_default_targets(family: str) -> None:
+    heads = {"scene": {"task": "classification"}}
+    models = (
+        EupeForImageClassification(tiny_config(family)),
+        EupeForMultiTask(EupeMultiTaskConfig(encoder_config=tiny_config(family), heads=heads)),
+    )
+    for model in models:
+        found = {name.rpartition(".")[2] for name in adapted(peft.get_peft_model(model, peft.LoraConfig()))}
+        assert found == ({"q_proj", "v_proj"} if family == "vit" else {"pointwise_conv1", "pointwise_conv2"})
