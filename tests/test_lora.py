@@ -133,7 +133,7 @@ def test_targets_are_the_encoders_linear_layers(family: str, targets: str | None
     model = EupeForSegmentation(tiny_config(family, **HEAD))
     if targets not in COUNTS[family]:
         with pytest.raises(
-            ValueError, match="nothing of it matches no linear layer.*pointwise_conv1, pointwise_conv2"
+            ValueError, match=r"nothing of it matches no linear layer.*pointwise_conv1, pointwise_conv2"
         ):
             lora_config(model, targets=targets)
         return
@@ -154,7 +154,7 @@ def test_list_of_targets_adapts_each_of_them_or_is_refused() -> None:
         layers = [n for n, _ in model.named_modules() if re.fullmatch(config.target_modules, n)]
         assert len(layers) == count
     for targets in (["q_proj", "qkv"], "qkv", "all-linear", ["attention"]):
-        with pytest.raises(ValueError, match="matches no linear layer.*down_proj, k_proj, o_proj, q_proj, up_proj"):
+        with pytest.raises(ValueError, match=r"matches no linear layer.*down_proj, k_proj, o_proj, q_proj, up_proj"):
             lora_config(model, targets=targets)
     with pytest.raises(ValueError, match="nothing of it matches"):
         lora_config(model, targets=[])
@@ -273,7 +273,7 @@ def test_own_configuration_of_peft_works(tmp_path: Path, bases: dict[str, Path])
     assert not (tmp_path / "eupe_config.json").exists()
     for loader in (AutoModelForImageClassification, EupeForImageClassification):
         assert torch.equal(answer(loader.from_pretrained(tmp_path, num_labels=3)), expected)
-    with pytest.raises(ValueError, match="does not fit.*head"):
+    with pytest.raises(ValueError, match=r"does not fit.*head"):
         EupeForImageClassification.from_pretrained(tmp_path)  # two classes
     with pytest.raises(ValueError, match="does not say which EUPE model"):
         load_peft_model(tmp_path)
@@ -297,3 +297,195 @@ def test_peft_knows_default_targets(family: str) -> None:
     for model in models:
         found = {name.rpartition(".")[2] for name in adapted(peft.get_peft_model(model, peft.LoraConfig()))}
         assert found == ({"q_proj", "v_proj"} if family == "vit" else {"pointwise_conv1", "pointwise_conv2"})
+
+
+# ---- several tasks, several adapters ----
+
+
+HEADS = {
+    "parts": {"task": "segmentation", "num_labels": 3, "out_indices": [1, 3]},
+    "scene": {"task": "classification", "num_labels": 5},
+    "depth": {"task": "depth", "num_depth_bins": 8},
+}
+
+
+def predictions(model: nn.Module, tasks: list[str] | None = None) -> dict[str, torch.Tensor]:
+    with torch.inference_mode():
+        found = model.eval()(pixel_values=pixels(), tasks=tasks).predictions
+    return {name: p["predicted_depth"] if "predicted_depth" in p else p["logits"] for name, p in found.items()}
+
+
+@BY_FAMILY
+def test_multitask_saves_the_heads_that_train(family: str, tmp_path: Path, bases: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    model = EupeForMultiTask.from_pretrained(bases[family], heads=HEADS)
+    wrapped = trained(model, lora_config(model, r=2))
+    assert saved_whole(wrapped) == [f"heads.{name}" for name in sorted(HEADS)]
+    expected = predictions(wrapped)
+    wrapped.save_pretrained(tmp_path / "all")
+    loaded = EupeForMultiTask.from_pretrained(tmp_path / "all")
+    for name, tensor in predictions(loaded).items():
+        assert torch.equal(tensor, expected[name])
+    with pytest.raises(ValueError, match="trained on an EupeForMultiTask"):
+        AutoModel.from_pretrained(tmp_path / "all")
+    merged = load_peft_model(tmp_path / "all").merge_and_unload()
+    for name, tensor in predictions(merged).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0)
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModel.from_pretrained(tmp_path / "merged")  # with the heads in it, a base for the next adapter
+    again.freeze_head("depth")
+    before = {key: tensor.clone() for key, tensor in again.heads["depth"].state_dict().items()}
+    wrapped = trained(again, lora_config(again, r=2))
+    assert saved_whole(wrapped) == ["heads.parts", "heads.scene"]
+    wrapped.train()(pixel_values=pixels(), labels={"depth": 1 + torch.rand(2, 64, 64)})
+    assert all(torch.equal(tensor, before[key]) for key, tensor in again.heads["depth"].state_dict().items())
+    wrapped.save_pretrained(tmp_path / "two")
+    assert not any("depth" in name for name in load_file(tmp_path / "two" / "adapter_model.safetensors"))
+    expected = predictions(wrapped)
+    loaded = EupeForMultiTask.from_pretrained(tmp_path / "two")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in predictions(loaded).items())
+
+
+def test_frozen_head_that_is_not_in_the_base_is_missed(tmp_path: Path, bases: dict[str, Path]) -> None:
+    model = EupeForMultiTask.from_pretrained(bases["vit"], heads=HEADS)
+    model.freeze_head("scene")
+    trained(model, lora_config(model, r=2)).save_pretrained(tmp_path)
+    for load in (EupeForMultiTask.from_pretrained, load_peft_model):
+        with pytest.raises(ValueError, match=r"heads\.scene\..* is neither in the base nor in the adapter"):
+            load(tmp_path)
+
+
+@BY_FAMILY
+def test_adapters_and_heads_of_one_shape_are_switched(family: str, tmp_path: Path, bases: dict[str, Path]) -> None:
+    expected = {}
+    for seed, name in enumerate(("cats", "dogs")):
+        model = EupeForImageClassification.from_pretrained(bases[family], num_labels=3)
+        # another rank and other targets for each
+        wrapped = trained(model, lora_config(model, r=2 + seed, targets=("mlp", "all")[seed]), seed)
+        expected[name] = answer(wrapped)
+        wrapped.save_pretrained(tmp_path / name)
+    assert not torch.allclose(expected["cats"], expected["dogs"], atol=1e-2)
+    wrapped = load_peft_model(tmp_path / "cats")
+    wrapped.load_adapter(tmp_path / "dogs", adapter_name="dogs")
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path / "cats")
+    plain.load_adapter(tmp_path / "dogs", adapter_name="dogs")
+    for model in (wrapped, plain):
+        for active, name in (("dogs", "dogs"), ("default", "cats"), ("dogs", "dogs")):
+            model.set_adapter(active)
+            assert torch.equal(answer(model), expected[name])
+    # what transformers loaded is saved so that it loads again
+    plain.set_adapter("dogs")
+    plain.save_pretrained(tmp_path / "again")
+    assert torch.equal(answer(AutoModelForImageClassification.from_pretrained(tmp_path / "again")), expected["dogs"])
+
+
+def test_second_adapter_on_a_wrapped_model(tmp_path: Path, bases: dict[str, Path]) -> None:
+    model = EupeForSegmentation.from_pretrained(bases["vit"], num_labels=3)
+    wrapped = trained(model, lora_config(model, r=2))
+    first = answer(wrapped)
+    second = lora_config(wrapped, r=3, targets="all")
+    assert second.modules_to_save == {"head"} or list(second.modules_to_save) == ["head"]
+    wrapped.add_adapter("second", second)
+    wrapped.set_adapter("second")
+    assert len(adapted(wrapped)) == 18 and saved_whole(wrapped) == ["head"]
+    move(wrapped, 3)
+    expected = answer(wrapped)
+    wrapped.set_adapter("default")
+    assert torch.equal(answer(wrapped), first)
+    wrapped.save_pretrained(tmp_path)
+    assert torch.equal(answer(EupeForSegmentation.from_pretrained(tmp_path)), first)
+    assert torch.equal(answer(EupeForSegmentation.from_pretrained(tmp_path / "second")), expected)
+
+
+def test_heads_of_other_shapes_go_with_an_adapter_each(tmp_path: Path, bases: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    model = EupeForMultiTask.from_pretrained(bases["vit"], heads=HEADS)
+    wrapped = peft.get_peft_model(model, lora_config(model, r=2, modules_to_save=["heads.parts"]), "parts")
+    for name in ("scene", "depth"):
+        wrapped.add_adapter(name, lora_config(wrapped, r=2, modules_to_save=[f"heads.{name}"]))
+    expected = {}
+    for seed, name in enumerate(HEADS):
+        wrapped.set_adapter(name)
+        move(wrapped, seed)
+        expected[name] = predictions(wrapped, [name])[name]
+    assert sorted(saved_whole(wrapped)) == sorted(f"heads.{name}" for name in HEADS)
+    for name in HEADS:
+        wrapped.set_adapter(name)
+        assert torch.equal(predictions(wrapped, [name])[name], expected[name])
+        others = {f"heads.{other}" for other in HEADS} - {f"heads.{name}"}
+        trains = {n for n, p in wrapped.get_base_model().named_parameters() if p.requires_grad}
+        assert trains and not any(n.startswith(tuple(others)) for n in trains)
+    wrapped.save_pretrained(tmp_path)
+    fresh = EupeForMultiTask.from_pretrained(bases["vit"], heads=HEADS)
+    fresh = peft.PeftModel.from_pretrained(fresh, tmp_path / "parts", adapter_name="parts")
+    for name in ("scene", "depth"):
+        fresh.load_adapter(tmp_path / name, adapter_name=name)
+    for name in HEADS:
+        fresh.set_adapter(name)
+        assert torch.equal(predictions(fresh, [name])[name], expected[name])
+
+
+# ---- decoders of transformers ----
+
+
+def upernet() -> nn.Module:
+    backbone = tiny_config("convnext", out_indices=[1, 2, 3, 4])
+    return UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=backbone, num_labels=4, hidden_size=16, auxiliary_in_channels=16, auxiliary_channels=8
+        )
+    )
+
+
+def dpt() -> nn.Module:
+    backbone = tiny_config("vit", out_indices=[0, 1, 2, 3], reshape_hidden_states=False)
+    return DPTForDepthEstimation(
+        DPTConfig(
+            backbone_config=backbone, hidden_size=32, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16,
+            reassemble_factors=[4, 2, 1, 0.5], patch_size=16, head_in_index=-1,
+        )
+    )  # fmt: skip
+
+
+def mask2former() -> nn.Module:
+    encoder = tiny_config("vit", out_indices=[1, 2, 3])
+    backbone = EupePyramidConfig(encoder_config=encoder, strides=[4, 8, 16, 32], hidden_size=16)
+    return Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(
+            backbone_config=backbone, num_labels=4, hidden_dim=32, feature_size=32, mask_feature_size=32,
+            dim_feedforward=32, encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2,
+            num_attention_heads=2, num_queries=4,
+        )
+    )  # fmt: skip
+
+
+def rt_detr() -> nn.Module:
+    backbone = tiny_config("convnext", out_indices=[2, 3, 4])
+    return RTDetrV2ForObjectDetection(
+        RTDetrV2Config(
+            backbone_config=backbone, num_labels=4, d_model=32, encoder_hidden_dim=32, encoder_ffn_dim=32,
+            encoder_in_channels=[12, 16, 20], decoder_in_channels=[32, 32, 32], decoder_ffn_dim=32, decoder_layers=2,
+            num_queries=5, decoder_attention_heads=2, encoder_attention_heads=2, num_denoising=0,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [upernet, dpt, mask2former, rt_detr], ids=lambda build: build.__name__)
+def test_decoders_of_transformers_are_saved_whole(build, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build()
+    (encoder,) = (name for name, part in model.named_modules() if isinstance(part, EupeBackbone))
+    new = {id(p) for name, p in model.named_parameters() if not name.startswith(f"{encoder}.")}
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    wrapped = trained(model, lora_config(model, r=2, targets="all"))
+    assert all(name.startswith(f"{encoder}.encoder.") for name in adapted(wrapped))
+    assert len(adapted(wrapped)) == (18 if build in (dpt, mask2former) else 10)
+    whole = [part for part in wrapped.modules() if isinstance(part, ModulesToSaveWrapper)]
+    assert {id(p) for part in whole for p in part.original_module.parameters()} == new
+    expected = answer(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    fresh = build()
+    fresh.load_state_dict({k: t if k.startswith(f"{encoder}.") else fresh.state_dict()[k] for k, t in state.items()})
+    assert torch.equal(answer(peft.PeftModel.from_pretrained(fresh, tmp_path)), expected)
+    assert type(fresh).__name__ in ModelCard.load(tmp_path / "README.md").text
