@@ -46,10 +46,10 @@ def test_import_costs_under_a_tenth_of_a_second() -> None:
         f"eupe_hf.{name}"
         for name in (
             "configuration_eupe", "configuration_eupe_multitask", "configuration_eupe_pyramid", "hub",
-            "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_convnext",
-            "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_head",
-            "modeling_eupe_image_classification", "modeling_eupe_multitask", "modeling_eupe_pyramid",
-            "modeling_eupe_segmentation",
+            "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_adapter",
+            "modeling_eupe_convnext", "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss",
+            "modeling_eupe_head", "modeling_eupe_image_classification", "modeling_eupe_multitask",
+            "modeling_eupe_pyramid", "modeling_eupe_segmentation",
             "modeling_eupe_vit", "post_processing_eupe", "variants",
         )
     }  # fmt: skip
@@ -66,7 +66,8 @@ def test_public_names_resolve() -> None:
 def test_travelling_files_are_known() -> None:
     assert [path.stem for path in TRAVELLING] == [
         "configuration_eupe", "configuration_eupe_multitask", "configuration_eupe_pyramid",
-        "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_convnext",
+        "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_adapter",
+        "modeling_eupe_convnext",
         "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_head",
         "modeling_eupe_image_classification", "modeling_eupe_multitask", "modeling_eupe_pyramid",
         "modeling_eupe_segmentation", "modeling_eupe_vit", "post_processing_eupe",

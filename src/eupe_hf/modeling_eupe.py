@@ -4,7 +4,8 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .image_processing_eupe import EupeImageProcessorPil
+from .modeling_eupe_adapter import Adapter, save_model_config, without_load_report
 from .modeling_eupe_convnext import EupeConvNextEncoder
 from .modeling_eupe_vit import EupeViTEncoder
 
@@ -71,27 +73,96 @@ class EupePreTrainedModel(PreTrainedModel):
     ) -> _Model:
         """Load a model. Arguments as in `transformers.PreTrainedModel.from_pretrained`.
 
+        The folder, or repository, of an adapter loads its base, with the head that the adapter was trained with where
+        `eupe_hf.lora` saved it, and then the adapter. What peft saved on its own says nothing about the head: pass
+        `num_labels`, or whatever else it had.
+
         Raises:
+            OSError: The model, or the base of an adapter, is not to be had.
             ValueError: The checkpoint lacks weights of the encoder. transformers would initialise them at random and
                 go on; new heads are initialised as usual. With `output_loading_info=True` nothing is raised, the info
-                lists the missing keys.
+                lists the missing keys. Or an adapter was trained on another class or architecture, its file is
+                damaged, or a part of the model is neither in it nor in its base.
         """
+        adapter = Adapter.find(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            return cls._from_adapter(adapter, pretrained_model_name_or_path, *args, **kwargs)
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # whoever asks for the loading info sees what is missing, and decides for himself
         if pretrained_model_name_or_path is not None and not output_loading_info:
-            prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
-            encoder = (f"{prefix}encoder.", f"{prefix}norm.")
-            missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder))
-            if missing:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} lacks {len(missing)} weights of the encoder, among them "
-                    f"{', '.join(missing[:3])}: it is no complete EUPE model in this layout. A raw or DINOv3-layout "
-                    "checkpoint must first be converted: python conversion/convert_eupe_to_hf.py --checkpoint FILE "
-                    "--output DIR."
-                )
+            model._refuse_incomplete(pretrained_model_name_or_path, info["missing_keys"])
         loaded: Any = (model, info) if output_loading_info else model
         return loaded
+
+    @classmethod
+    def _from_adapter(cls, adapter: Adapter, base: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        # Base first, adapter second: where transformers does both, nobody is told what the base lacks.
+        base = base if adapter.is_resolved else adapter.base
+        for key in ("adapter_kwargs", *(() if adapter.is_resolved else ("revision", "subfolder"))):
+            kwargs.pop(key, None)
+        adapter_name = kwargs.pop("adapter_name", "default")
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = cls._base_of_adapter(adapter, base, not output_loading_info, *args, **kwargs)
+        model.load_adapter(adapter.source, adapter_name=adapter_name, adapter_kwargs=adapter.options)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _base_of_adapter(
+        cls: type[_Model], adapter: Adapter, base: str | os.PathLike, is_checked: bool, *args: Any, **kwargs: Any
+    ) -> tuple[_Model, dict[str, Any]]:
+        adapted = adapter.model_config(cls)
+        if adapted is not None:
+            if kwargs.get("config") is not None:  # the base's, from the Auto classes
+                adapted._attn_implementation = kwargs["config"]._attn_implementation
+            kwargs["config"] = adapted
+        try:
+            with nullcontext() if adapted is None else without_load_report():
+                model, info = cls.from_pretrained(base, *args, output_loading_info=True, **kwargs)
+        except (OSError, RuntimeError) as error:  # it is not there, or has tensors of other shapes
+            raise adapter.explain(base, error) from error
+        info["missing_keys"] = set(info["missing_keys"]) - adapter.shapes().keys()
+        if is_checked:
+            model._refuse_incomplete(base, info["missing_keys"])
+            if adapted is not None:
+                adapter.check_base(model, info)
+        return model, info
+
+    def _refuse_incomplete(self, source: str | os.PathLike, missing_keys: Iterable[str]) -> None:
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}encoder.", f"{prefix}norm.")))
+        if missing:
+            raise ValueError(
+                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is no "
+                "complete EUPE model in this layout. A raw or DINOv3-layout checkpoint must first be converted: "
+                "python conversion/convert_eupe_to_hf.py --checkpoint FILE --output DIR."
+            )
+
+    def load_adapter(self, peft_model_id: str | os.PathLike | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter beside those that the model has. Arguments as in transformers.
+
+        Raises:
+            ValueError: The adapter does not fit the model, or its file is damaged. transformers would load what fits.
+        """
+        load_config = kwargs.get("load_config")
+        source = peft_model_id or getattr(load_config, "pretrained_model_name_or_path", None)
+        if source is None:  # the weights are given, not read
+            return super().load_adapter(peft_model_id, *args, **kwargs)
+        options = {**(getattr(load_config, "download_kwargs", None) or {}), **(kwargs.get("adapter_kwargs") or {})}
+        adapter = Adapter(source, options)
+        adapter.check(self)
+        with without_load_report():
+            info = super().load_adapter(peft_model_id, *args, **kwargs)
+        name = kwargs.get("adapter_name") or (args[0] if args else None) or "default"
+        missing = {key for key in info.missing_keys if f".{name}." in key}  # the rest is that of other adapters
+        adapter.load_magnitudes(self, missing)
+        if missing:
+            raise ValueError(
+                f"The adapter {source} does not fit this {type(self).__name__}: it has nothing for {len(missing)} "
+                f"tensors, among them {min(missing)}. It was trained on another model, or with other targets than its "
+                "adapter_config.json says."
+            )
+        return info
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save weights, config, and what a process without this package needs to load them.
@@ -103,6 +174,8 @@ class EupePreTrainedModel(PreTrainedModel):
         folder = Path(save_directory)
         if is_main_process and not folder.is_file():
             folder.mkdir(parents=True, exist_ok=True)
+            if getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves the adapter alone
+                save_model_config(self.config, type(self).__name__, folder)
             # a subclass of somebody else stays where it is: his script is not for publishing
             is_ours = type(self).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
             custom_object_save(self if is_ours else EupeModel, folder)
