@@ -107,6 +107,9 @@ def test_python_snippets_run_one_after_the_other(
     for decoder in (names["upernet"], names["rt_detr"]):
         encoders = [module for module in decoder.modules() if isinstance(module, EupeBackbone)]
         assert torch.equal(encoders[0].norm.weight, names["model"].norm.weight)
+    assert type(names["reloaded"]).__name__ == "EupeForImageClassification"
+    assert names["classify"].model.config.id2label == {0: "cat", 1: "dog"}
+    assert (Path("my-merged") / "model.safetensors").is_file()
     assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
     assert names["half"].dtype == torch.bfloat16
     assert all(
