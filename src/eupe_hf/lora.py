@@ -202,11 +202,15 @@ def new_modules(model: nn.Module) -> list[str]:
     # an ending that peft would find in other places as well is of no use: then the parts of the part are named
     names = list(_new_modules(model, "", set(_encoders(model).values())))
     while ambiguous := next((name for name in names if _unwanted(model, name)), None):
-        parts = [f"{ambiguous}.{part}" for part, _ in model.get_submodule(ambiguous).named_children()]
-        if not parts:
+        module = model.get_submodule(ambiguous)
+        parts = [
+            f"{ambiguous}.{part}" for part, child in module.named_children() if any(True for _ in child.parameters())
+        ]
+        if not parts or any(True for _ in module.parameters(recurse=False)):
             raise ValueError(
-                f"peft saves parts by the ending of their names, and {ambiguous!r} is also the ending of "
-                f"{_unwanted(model, ambiguous)[0]!r}. Pass modules_to_save."
+                f"peft finds parts by the ending of their names, and would train {ambiguous} and "
+                f"{_unwanted(model, ambiguous)[0]} apart, whether or not they are one and the same. Pass "
+                "modules_to_save with what you want to train, e.g. modules_to_save=[] for the adapter alone."
             )
         place = names.index(ambiguous)
         names[place : place + 1] = parts
@@ -237,7 +241,7 @@ def _unwanted(model: nn.Module, name: str) -> list[str]:
     return [
         other
         for other, _ in model.named_modules(remove_duplicate=False)
-        if (other.endswith(name) or anywhere.fullmatch(other)) and other != name and not other.startswith(f"{name}.")
+        if other != name and (other.endswith(name) or (anywhere.fullmatch(other) and not other.startswith(f"{name}.")))
     ]
 
 

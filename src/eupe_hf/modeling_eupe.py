@@ -94,16 +94,6 @@ class EupePreTrainedModel(PreTrainedModel):
         loaded: Any = (model, info) if output_loading_info else model
         return loaded
 
-    def _refuse_incomplete(self, source: str | os.PathLike, missing_keys: Iterable[str]) -> None:
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}encoder.", f"{prefix}norm.")))
-        if missing:
-            raise ValueError(
-                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is no "
-                "complete EUPE model in this layout. A raw or DINOv3-layout checkpoint must first be converted: "
-                "python conversion/convert_eupe_to_hf.py --checkpoint FILE --output DIR."
-            )
-
     @classmethod
     def _from_adapter(cls, adapter: Adapter, base: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         # Base first, adapter second: where transformers does both, nobody is told what the base lacks.
@@ -145,31 +135,6 @@ class EupePreTrainedModel(PreTrainedModel):
                 "complete EUPE model in this layout. A raw or DINOv3-layout checkpoint must first be converted: "
                 "python conversion/convert_eupe_to_hf.py --checkpoint FILE --output DIR."
             )
-
-    @classmethod
-    def _from_adapter(cls, adapter: Adapter, base: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        # Base first, adapter second: where transformers does both, nobody is told what the base lacks.
-        for key in ("adapter_kwargs", *(() if adapter.is_resolved else ("revision", "subfolder"))):
-            kwargs.pop(key, None)
-        base = base if adapter.is_resolved else adapter.base  # a short name too
-        adapter_name = kwargs.pop("adapter_name", "default")
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        adapted = adapter.model_config(cls)
-        if adapted is not None:
-            if kwargs.get("config") is not None:  # the base's, from the Auto classes
-                adapted._attn_implementation = kwargs["config"]._attn_implementation
-            kwargs["config"] = adapted
-        try:
-            model, info = cls.from_pretrained(base, *args, output_loading_info=True, **kwargs)
-        except (OSError, RuntimeError) as error:  # it is not there, or has tensors of other shapes
-            raise adapter.explain(base, error) from error
-        info["missing_keys"] = set(info["missing_keys"]) - adapter.shapes().keys()
-        if not output_loading_info:
-            model._refuse_incomplete(base, info["missing_keys"])
-            if adapted is not None:
-                adapter.check_base(model, info)
-        model.load_adapter(adapter.source, adapter_name=adapter_name, adapter_kwargs=adapter.options)
-        return (model, info) if output_loading_info else model
 
     def load_adapter(self, peft_model_id: str | os.PathLike | None = None, *args: Any, **kwargs: Any) -> Any:
         """Load an adapter beside those that the model has. Arguments as in transformers.
@@ -185,98 +150,14 @@ class EupePreTrainedModel(PreTrainedModel):
         adapter = Adapter(source, options)
         adapter.check(self)
         info = super().load_adapter(peft_model_id, *args, **kwargs)
-        adapter.load_magnitudes(self, info.missing_keys)
-        if info.missing_keys:
-            raise ValueError(
-                f"The adapter {source} does not fit this {type(self).__name__}: it has nothing for "
-                f"{len(info.missing_keys)} tensors, among them {min(info.missing_keys)}. It was trained on another "
-                "model, or with other targets than its adapter_config.json says."
-            )
-        return info
-
-    @classmethod
-    def _from_adapter(cls, adapter: Adapter, base: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        # Base first, adapter second: where transformers does both, nobody is told what the base lacks.
-        base = base if adapter.is_resolved else adapter.base
-        for key in ("adapter_kwargs", *(() if adapter.is_resolved else ("revision", "subfolder"))):
-            kwargs.pop(key, None)
-        adapter_name = kwargs.pop("adapter_name", "default")
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = cls._base_of_adapter(adapter, base, not output_loading_info, *args, **kwargs)
-        model.load_adapter(adapter.source, adapter_name=adapter_name, adapter_kwargs=adapter.options)
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def _base_of_adapter(
-        cls: type[_Model], adapter: Adapter, base: str | os.PathLike, is_checked: bool, *args: Any, **kwargs: Any
-    ) -> tuple[_Model, dict[str, Any]]:
-        adapted = adapter.model_config(cls)
-        if adapted is not None:
-            if kwargs.get("config") is not None:  # the base's, from the Auto classes
-                adapted._attn_implementation = kwargs["config"]._attn_implementation
-            kwargs["config"] = adapted
-        try:
-            model, info = cls.from_pretrained(base, *args, output_loading_info=True, **kwargs)
-        except (OSError, RuntimeError) as error:  # it is not there, or has tensors of other shapes
-            raise adapter.explain(base, error) from error
-        info["missing_keys"] = set(info["missing_keys"]) - adapter.shapes().keys()
-        if is_checked:
-            model._refuse_incomplete(base, info["missing_keys"])
-            if adapted is not None:
-                adapter.check_base(model, info)
-        return model, info
-
-    def _refuse_incomplete(self, source: str | os.PathLike, missing_keys: Iterable[str]) -> None:
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}encoder.", f"{prefix}norm.")))
+        name = kwargs.get("adapter_name") or (args[0] if args else None) or "default"
+        missing = {key for key in info.missing_keys if f".{name}." in key}  # the rest is that of other adapters
+        adapter.load_magnitudes(self, missing)
         if missing:
             raise ValueError(
-                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is no "
-                "complete EUPE model in this layout. A raw or DINOv3-layout checkpoint must first be converted: "
-                "python conversion/convert_eupe_to_hf.py --checkpoint FILE --output DIR."
-            )
-
-    @classmethod
-    def _from_adapter(cls, adapter: Adapter, base: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        # Base first, adapter second: where transformers does both, nobody is told what the base lacks.
-        for key in ("adapter_kwargs", *(() if adapter.is_resolved else ("revision", "subfolder"))):
-            kwargs.pop(key, None)
-        base = base if adapter.is_resolved else adapter.base  # a short name too
-        adapter_name = kwargs.pop("adapter_name", "default")
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        adapted = adapter.model_config(cls)
-        if adapted is not None:
-            if kwargs.get("config") is not None:  # the base's, from the Auto classes
-                adapted._attn_implementation = kwargs["config"]._attn_implementation
-            kwargs["config"] = adapted
-        try:
-            model, info = cls.from_pretrained(base, *args, output_loading_info=True, **kwargs)
-        except (OSError, RuntimeError) as error:  # it is not there, or has tensors of other shapes
-            raise adapter.explain(base, error) from error
-        info["missing_keys"] = set(info["missing_keys"]) - adapter.shapes().keys()
-        if not output_loading_info:
-            model._refuse_incomplete(base, info["missing_keys"])
-            if adapted is not None:
-                adapter.check_base(model, info)
-        model.load_adapter(adapter.source, adapter_name=adapter_name, adapter_kwargs=adapter.options)
-        return (model, info) if output_loading_info else model
-
-    def load_adapter(self, peft_model_id: str | os.PathLike | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Load an adapter beside those that the model has. Arguments as in transformers.
-
-        Raises:
-            ValueError: The adapter does not fit the model, or its file is damaged. transformers would load what fits.
-        """
-        options = getattr(kwargs.get("load_config"), "download_kwargs", None) or {}
-        source = peft_model_id or getattr(kwargs.get("load_config"), "pretrained_model_name_or_path", None)
-        if source is not None:
-            Adapter(source, {**options, **(kwargs.get("adapter_kwargs") or {})}).check(self)
-        info = super().load_adapter(peft_model_id, *args, **kwargs)
-        if source is not None and info.missing_keys:
-            raise ValueError(
-                f"The adapter {source} does not fit this {type(self).__name__}: it has nothing for "
-                f"{len(info.missing_keys)} tensors, among them {min(info.missing_keys)}. It was trained on another "
-                "model, or with other targets than its adapter_config.json says."
+                f"The adapter {source} does not fit this {type(self).__name__}: it has nothing for {len(missing)} "
+                f"tensors, among them {min(missing)}. It was trained on another model, or with other targets than its "
+                "adapter_config.json says."
             )
         return info
 
