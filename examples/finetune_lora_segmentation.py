@@ -10,7 +10,8 @@ two image columns, on the Hub or in parquet files. A mask holds one class id per
 --reduce_labels 0 is none as well and 1 the first class, as in ADE20K. --labels names the classes, which are otherwise
 counted. The output folder gets the adapter with its head (--merge: an ordinary model), the image processor, a card,
 results.json and curve.png. Metrics are those of whole images squashed to --size; `examples/evaluate.py` has the
-paper's sliding window. All options of transformers' TrainingArguments work as well. Needs `pip install 'eupe-hf[train]'`.
+paper's sliding window. All options of transformers' TrainingArguments work as well. Needs
+`pip install 'eupe-hf[train]'`.
 """
 
 from collections.abc import Sequence

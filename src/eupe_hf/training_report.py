@@ -7,13 +7,13 @@ Needs `pip install 'eupe-hf[train]'`.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from torch import nn
 
-from .configuration_eupe import WEIGHTS_LICENSE
 from .evaluation import EvaluationResult
+from .modeling_eupe import EupePreTrainedModel, model_card
 from .training import ModelArguments, RecipeArguments, RecipeTrainer
 from .training_data import DataArguments
 from .variants import VARIANTS
@@ -52,7 +52,7 @@ def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: D
         )
         result.save(folder / "results.json")
         draw_curve(history, folder / "curve.png", args.metric_for_best_model)
-        trainer.card = recipe_card(trainer.model, result, folder.name)
+        trainer.card = recipe_card(folder, trainer.accelerator.unwrap_model(trainer.model), result)
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -131,74 +131,34 @@ def draw_curve(log_history: Sequence[Mapping[str, Any]], path: Path, metric: str
     figure.savefig(path, dpi=120)
 
 
-def recipe_card(model: nn.Module, result: EvaluationResult, name: str) -> ModelCard:
+def recipe_card(folder: Path, model: nn.Module, result: EvaluationResult) -> ModelCard:
     """The card of what a recipe trained: base, data, recipe, metrics, licence, and how to load it.
 
     Args:
-        model: The model as it is saved, with adapters or without.
+        folder: Where the model, or its adapter, was saved.
+        model: The model.
         result: Its scores, and the settings that led to them.
-        name: Title of the card.
 
     Returns:
         The card, ready to `save`.
     """
-    is_adapter = hasattr(model, "peft_config")
-    task_model: Any = model.get_base_model() if is_adapter else model
-    encoder = VARIANTS[result.model].repo_id if result.model in VARIANTS else result.model
-    is_on_hub = encoder.count("/") == 1 and not Path(encoder).exists()
     is_public = result.dataset.count("/") == 1
-    data = ModelCardData(
-        model_name=name,
-        eval_results=result.eval_results(),
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag=task_model._pipeline_tag,
-        tags=["eupe", *(["lora"] if is_adapter else [])],
-        base_model=encoder if is_on_hub else None,
-        datasets=[result.dataset] if is_public else None,
-        **WEIGHTS_LICENSE,
-    )
-    auto_class, kind = task_model._task_auto_class or "AutoModel", type(task_model).__name__
+    metrics, name = result.eval_results(), folder.resolve().name
     chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in (result.settings or {}).items())
+    recipe = f"| setting | value |\n|---|---|\n{chosen}\n\nEvaluated on {result.num_examples} images: {result.split}."
+    if hasattr(model, "peft_config"):
+        from .adapter_cards import adapter_card
+
+        return adapter_card(folder, result.dataset, metrics, recipe, name)
+    card = model_card(cast(EupePreTrainedModel, model))
+    card.data.model_name, card.data.eval_results = name, metrics
+    card.data.datasets = [result.dataset] if is_public else None
+    encoder = VARIANTS[result.model].repo_id if result.model in VARIANTS else result.model
+    card.data.base_model = encoder if encoder.count("/") == 1 and not Path(encoder).exists() else None
     scores = "\n".join(f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in result.metrics.items())
-    return ModelCard(f"""---
-{data.to_yaml()}
----
-
-# {name}
-
-{"A LoRA adapter with its head for" if is_adapter else "An"} `{kind}` on the EUPE encoder
-`{encoder if is_on_hub else Path(encoder).name}` (Efficient Universal Perception Encoder, arXiv 2603.22387), trained
-with eupe-hf on `{result.dataset}`.
-
-## How to load it
-
-```python
-import eupe_hf
-from transformers import AutoImageProcessor, {auto_class}
-
-processor = AutoImageProcessor.from_pretrained("PATH")
-model = {auto_class}.from_pretrained("PATH")
-```
-
-## Metrics
-
-On {result.num_examples} images, {result.split}; all but the loss are fractions.
-
-| metric | value |
-| --- | --- |
-{scores}
-
-## Recipe
-
-| setting | value |
-| --- | --- |
-{chosen}
-
-## Licence
-
-The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives, so also this model, and
-outputs, and asks that the agreement be passed on and the use be acknowledged.
-""")
+    card.text += f"\n## Data\n\n{result.dataset}\n\n## Recipe\n\n{recipe}\n\n## Results\n\n"
+    card.text += f"| metric | value |\n|---|---|\n{scores}\n"
+    return card
 
 
 __all__ = ["draw_curve", "finish", "history_table", "recipe_card", "settings"]
