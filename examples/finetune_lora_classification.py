@@ -3,7 +3,8 @@
 
     python examples/finetune_lora_classification.py --dataset photos/ --output_dir my-adapter
     python examples/finetune_lora_classification.py --dataset food101 --encoder eupe-b --rank 8 --bf16
-    python examples/finetune_lora_classification.py --dataset photos/ --output_dir my-adapter --resume_from_checkpoint last
+    python examples/finetune_lora_classification.py --dataset photos/ --output_dir my-adapter \
+        --resume_from_checkpoint last
 
 --dataset is a folder with one folder of images per class, perhaps under train/ and validation/, or the id of a data
 set on the Hub. The output folder gets the adapter with its head (--merge: an ordinary model), the image processor, a

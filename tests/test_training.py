@@ -367,7 +367,7 @@ def damage(name: str, root: Path) -> DataArguments:
         ("size", r"2\.png: the mask is 20 x 20 pixels and its image 20 x 24: they must have one size"),
         ("colour", r"2\.png: a mask has one whole number per pixel, .*got \(24, 20, 3\)"),
         ("beyond", r"0\.png: the mask holds the class 2, but there are 2 class names, 0 to 1"),
-        ("alone", "1 files in .* have no partner: there is no mask for '2'"),
+        ("alone", "1 files in .* have no partner: '2' is missing in masks"),
         ("empty", "There are no images in"),
         ("ignored", "hold no class, only ignored pixels"),
     ],

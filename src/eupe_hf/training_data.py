@@ -153,14 +153,15 @@ def load_segmentation(arguments: DataArguments, seed: int, reduce_labels: bool =
 
 
 def load_splits(
-    arguments: DataArguments, columns: Mapping[str, str], seed: int, classes: bool = False
+    arguments: DataArguments, columns: Mapping[str, str], seed: int, classes: bool = False, targets: str = "masks"
 ) -> tuple[Any, Any, str]:
     """The training and the evaluation part, and the name of the latter.
 
-    Without an evaluation split a share of the training split is held out, of every class the same where `classes`.
+    Without an evaluation split a share of the training split is held out, of every class the same where `classes`. A
+    folder `images` may have a folder beside it, called as `targets` says, whose files belong to them by their names.
     """
     if is_pair_folder(arguments.dataset):
-        load: Callable[[str], Any] = lambda split: _pairs(arguments, columns, split)  # noqa: E731
+        load: Callable[[str], Any] = lambda split: _pairs(arguments, columns, split, targets)  # noqa: E731
         folders = [path.name for path in Path(arguments.dataset).iterdir() if (path / "images").is_dir()]
         names = folders or ["train"]
     else:
@@ -213,23 +214,23 @@ def is_pair_folder(dataset: str) -> bool:
     return folder.is_dir() and ((folder / "images").is_dir() or any(folder.glob("*/images")))
 
 
-def _pairs(arguments: DataArguments, columns: Mapping[str, str], split: str) -> Any:
+def _pairs(arguments: DataArguments, columns: Mapping[str, str], split: str, targets: str) -> Any:
     """Images and the files that belong to them, joined by their names."""
     datasets, root = require("datasets"), Path(arguments.dataset)
     root = root if (root / "images").is_dir() else root / split
-    if not (root / "images").is_dir() or not (root / "masks").is_dir():
-        raise ValueError(f"{root} must be a folder with images/NAME.jpg and masks/NAME.png.")
-    images, masks = ({path.stem: path for path in _pictures(root / name)} for name in ("images", "masks"))
+    if not (root / "images").is_dir() or not (root / targets).is_dir():
+        raise ValueError(f"{root} must be a folder with images/NAME.jpg and {targets}/NAME.png.")
+    images, found = ({path.stem: path for path in _pictures(root / name)} for name in ("images", targets))
     if not images:
         raise ValueError(f"There are no images in {root / 'images'}.")
-    if alone := sorted(images.keys() ^ masks.keys()):
-        kind = "mask" if alone[0] in images else "image"
-        raise ValueError(f"{len(alone)} files in {root} have no partner: there is no {kind} for {alone[0]!r}.")
+    if alone := sorted(images.keys() ^ found.keys()):
+        missing = targets if alone[0] in images else "images"
+        raise ValueError(f"{len(alone)} files in {root} have no partner: {alone[0]!r} is missing in {missing}.")
     names = sorted(images)
     count = min(arguments.limit or len(names), len(names))
     names = [names[i * len(names) // count] for i in range(count)]
-    files = {columns["image"]: images, columns["label"]: masks}
-    data = datasets.Dataset.from_dict({key: [str(found[name]) for name in names] for key, found in files.items()})
+    files = {columns["image"]: images, columns["label"]: found}
+    data = datasets.Dataset.from_dict({key: [str(paths[name]) for name in names] for key, paths in files.items()})
     for column in files:
         data = data.cast_column(column, datasets.Image(decode=False))
     return data
