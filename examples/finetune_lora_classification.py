@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Fine-tune an encoder for image classification: with LoRA, with a frozen encoder, or in full.
+r"""Fine-tune an encoder for image classification: with LoRA, with a frozen encoder, or in full.
 
     python examples/finetune_lora_classification.py --dataset photos/ --output_dir my-adapter
     python examples/finetune_lora_classification.py --dataset food101 --encoder eupe-b --rank 8 --bf16

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Fine-tune an encoder for semantic segmentation: with LoRA, with a frozen encoder, or in full.
+r"""Fine-tune an encoder for semantic segmentation: with LoRA, with a frozen encoder, or in full.
 
     python examples/finetune_lora_segmentation.py --dataset street/ --labels names.txt --output_dir my-adapter
     python examples/finetune_lora_segmentation.py --dataset merve/scene_parse_150 --label_column annotation \

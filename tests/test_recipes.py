@@ -12,6 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from hub_server import TOKEN, HubServer, use_hub
 from huggingface_hub import ModelCard
 from modeling_common import tiny_config
 from PIL import Image
@@ -66,11 +67,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, material: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a recipe in this process and offline; gives its output folder and what it printed."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
-    def run_here(task: str, output: str, *options: Any, family: str = "vit") -> tuple[Path, str]:
+    def run_here(task: str, output: str, *options: Any, family: str = "vit", offline: bool = True) -> tuple[Path, str]:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         main = runpy.run_path(str(ROOT / "examples" / f"finetune_lora_{task}.py"))["main"]
         folder = tmp_path / output
         data = {"classification": "classes", "segmentation": "maps"}[task]
@@ -165,6 +166,22 @@ def test_card_says_how_it_was_made(run: Run, material: Path) -> None:
     assert str(material) not in (folder / "README.md").read_text()  # no path of this machine
 
 
+def test_pushed_adapter_loads_from_the_hub(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HubServer() as server, use_hub(server, tmp_path / "home", token=TOKEN):
+        folder, _ = run("classification", "adapter", "--max_steps", 2, "--push_to_hub", "--hub_model_id", "me/lamps",
+                        offline=False)  # fmt: skip
+        files = server.files("me/lamps")
+        assert {"adapter_model.safetensors", "adapter_config.json", "preprocessor_config.json", "curve.png",
+                "results.json", "README.md"} <= files.keys()  # fmt: skip
+        assert not any(name.startswith("checkpoint") for name in files)
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.license_name == "fair-noncommercial-research-license" and card.data.eval_results
+        found, here = (AutoModelForImageClassification.from_pretrained(name) for name in ("me/lamps", folder))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(found.eval()(image).logits, here.eval()(image).logits)
+
+
 def test_segmentation_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[torch.Tensor]) -> None:
     names = ("--labels", material / "names.txt", "--layers", 0, 1, 2, 3)
     folder, printed = run("segmentation", "adapter", *names, "--num_train_epochs", 15, "--learning_rate", "5e-3",
@@ -230,7 +247,7 @@ def test_merged_model_is_an_ordinary_one(run: Run, material: Path, evaluated: li
 @pytest.mark.parametrize("mode", ["probe", "full"])
 def test_probe_and_full_modes_train_what_they_say(run: Run, material: Path, mode: str) -> None:
     options = ("--mode", mode, "--learning_rate", 0.02 if mode == "probe" else 1e-3, "--colour", 0)
-    folder, _ = run("classification", mode, *options, "--num_train_epochs", 5, "--activation_checkpointing", True)
+    folder, _ = run("classification", mode, *options, "--num_train_epochs", 5, "--gradient_checkpointing", True)
     assert_falls(folder, 0.8)
     trained = EupeForImageClassification.from_pretrained(folder)
     start = EupeForImageClassification.from_pretrained(material / "vit", num_labels=2)

@@ -140,6 +140,10 @@ class RecipeArguments(TrainingArguments):
             raise ValueError(f"--early_stopping must be at least 1, got {self.early_stopping}.")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the description as it is written."""
+
+
 def parse_recipe(
     task: str,
     description: str,
@@ -169,6 +173,7 @@ def parse_recipe(
     parser = HfArgumentParser(
         (ModelArguments, data_class, RecipeArguments),
         description=description,
+        formatter_class=_Help,
         usage="%(prog)s --dataset DATASET [options]",  # all of them would hide the message of an error
     )
     parser.set_defaults(**_COMMON, output_dir=f"eupe-{task}-{mode}")
