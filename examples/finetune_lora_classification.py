@@ -68,15 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             preprocess_logits_for_metrics=predicted_classes,
         )
     trained, total = trainer.get_num_trainable_parameters(), sum(p.numel() for p in model.parameters())
-    print(f"{len(train)} images to train on, {len(evaluation)} to evaluate on, {len(data.names)} classes.")
-    print(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%}).")
+    say = trainer.accelerator.print  # once, however many processes there are
+    say(f"{len(train)} images to train on, {len(evaluation)} to evaluate on, {len(data.names)} classes.")
+    say(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%}).")
 
     # 6. Train, from the start or from a checkpoint; the best model is loaded at the end.
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # 7. Save the model with its processor, results, curve and card, and push it with --push_to_hub.
     table = finish(trainer, "classification", model_args, data_args, data.eval_split)
-    print(f"{table}\nSaved {args.output_dir}: pipeline('image-classification', model={args.output_dir!r}) runs it.")
+    say(f"{table}\nSaved {args.output_dir}: pipeline('image-classification', model={args.output_dir!r}) runs it.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 """The fine-tuning recipes as a user runs them: on generated data, with a tiny encoder, on the CPU."""
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +230,27 @@ def test_resumed_run_ends_where_an_unbroken_one_does(
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=RESUME_TOLERANCE, msg=name)
     start = load_file(broken / "checkpoint-2" / "adapter_model.safetensors")
     assert any((start[name] - tensor).abs().max() > 1e-4 for name, tensor in expected.items())  # it did go on
+
+
+def test_small_batches_and_several_processes_give_the_same_curve(run: Run, material: Path, tmp_path: Path) -> None:
+    # nothing random, and no batch norm, which would see parts of the batch
+    options = ("--max_steps", 4, "--no_augment", "--dropout", 0, "--logging_steps", 1)
+    whole, _ = run("classification", "whole", *options, family="convnext")
+    halves = ("--per_device_train_batch_size", 4)
+    parts, _ = run("classification", "parts", *options, *halves, "--gradient_accumulation_steps", 2, family="convnext")
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    two = tmp_path / "two"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
+        ROOT / "examples" / "finetune_lora_classification.py", "--dataset", material / "classes", "--encoder",
+        material / "convnext", "--output_dir", two, "--size", 64, "--dataloader_num_workers", 0, "--use_cpu",
+        "--ddp_backend", "gloo", *options, *halves,
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("24 images to train on") == 1
+    assert losses(two) == pytest.approx(losses(whole), abs=1e-5)
 
 
 def test_merged_model_is_an_ordinary_one(run: Run, material: Path, evaluated: list[torch.Tensor]) -> None:
