@@ -10,14 +10,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME as PEFT_CONFIG_NAME
 
 from .configuration_eupe import WEIGHTS_LICENSE
-from .modeling_eupe import EupeModel
+from .modeling_eupe import EupeModel, EupePreTrainedModel
 from .modeling_eupe_adapter import ADAPTER_CONFIG_NAME
 from .modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
 from .variants import VARIANTS
 
 
 _CARD = "README.md"
-_CLASSES = {known.__name__: known for known in (EupeModel, EupeForMultiTask, *TASK_MODELS.values())}
+_MODELS: tuple[type[EupePreTrainedModel], ...] = (EupeModel, EupeForMultiTask, *TASK_MODELS.values())
+_CLASSES = {known.__name__: known for known in _MODELS}
 _SEVERAL = """# Adapters for EUPE
 
 The folders beside this card hold one adapter each, with a card of its own.

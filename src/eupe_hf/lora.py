@@ -44,7 +44,7 @@ except ImportError as error:
 
 # Linear layers of the two families by what they do. A ConvNeXt's depthwise convolutions are never adapted: an update
 # of rank r would have more parameters than the layer.
-TARGETS = {
+TARGETS: dict[str, tuple[str, ...]] = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("up_proj", "down_proj", "pointwise_conv1", "pointwise_conv2"),
 }
@@ -132,7 +132,7 @@ def lora_config(
     model = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     names = _target_names(model, targets)
     prefixes = "|".join(re.escape(f"{name}." if name else "") for name in _encoders(model))
-    fields = {
+    fields: dict[str, Any] = {
         "target_modules": rf"(?:{prefixes})encoder\.(?:layers|stages)\..*\.(?:{'|'.join(map(re.escape, names))})",
         "modules_to_save": kwargs.pop("modules_to_save")
         if "modules_to_save" in kwargs
@@ -163,8 +163,8 @@ def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> p
         ValueError: The adapter has no configuration of its model beside it, is damaged, or does not fit its base.
     """
     adapter = Adapter(source, kwargs)
-    known = {known.__name__: known for known in (EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values())}
-    model_class = known.get(adapter.architecture)
+    classes: list[Any] = [EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values()]
+    model_class = next((known for known in classes if known.__name__ == adapter.architecture), None)
     if model_class is None:
         raise ValueError(
             f"{source} does not say which EUPE model it is for ({adapter.architecture or 'no eupe_config.json'}). "

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import load_state_dict_from_file
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available
 
 
@@ -81,7 +82,7 @@ class Adapter:
         saved = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file is not None else None
         return saved[0] if saved else None
 
-    def model_config(self, model_class: type) -> PreTrainedConfig | None:
+    def model_config(self, model_class: type[PreTrainedModel]) -> PreTrainedConfig | None:
         """Configuration of the model that the adapter was trained on; `None` where none lies beside it.
 
         Raises:
