@@ -166,7 +166,9 @@ def test_card_says_how_it_was_made(run: Run, material: Path) -> None:
         "classes",
     ):
         assert words in card.text
-    assert str(material) not in (folder / "README.md").read_text()  # no path of this machine
+    for file in ("README.md", "results.json"):
+        assert str(material.parent) not in (folder / file).read_text()  # no path of this machine
+    assert '"encoder": "vit"' in (folder / "results.json").read_text()
 
 
 def test_pushed_adapter_loads_from_the_hub(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

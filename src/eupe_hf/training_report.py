@@ -42,8 +42,8 @@ def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: D
     if trainer.is_world_process_zero():
         result = EvaluationResult(
             protocol=protocol,
-            model=model.encoder,
-            dataset=data.dataset if not Path(data.dataset).exists() else Path(data.dataset).resolve().name,
+            model=folder.resolve().name,
+            dataset=_public(data.dataset),
             split=eval_split,
             num_examples=len(trainer.eval_dataset),
             metrics={name: value for name, value in scores.items() if math.isfinite(value)},
@@ -61,7 +61,8 @@ def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: D
 
 def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, steps: int) -> dict[str, Any]:
     """What the scores depend on, for the results and the card."""
-    chosen = {"mode": model.mode, "steps": steps, "size": data.size, "augment": data.augment, "layers": model.layers}
+    chosen: dict[str, Any] = {"encoder": _public(model.encoder), "mode": model.mode, "steps": steps}
+    chosen |= {"size": data.size, "augment": data.augment, "layers": model.layers}
     if model.mode == "lora":
         names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora")
         chosen |= {name: getattr(model, name) for name in names}
@@ -70,6 +71,11 @@ def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, 
     chosen |= {"batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps}
     chosen |= {name: getattr(args, name) for name in rates}
     return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _public(name: str) -> str:
+    """A short name or Hub id as it is, a folder without where it lies on this machine."""
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def _scores(logged: Mapping[str, Any]) -> dict[str, float]:
@@ -143,18 +149,19 @@ def recipe_card(folder: Path, model: nn.Module, result: EvaluationResult) -> Mod
         The card, ready to `save`.
     """
     is_public = result.dataset.count("/") == 1
-    metrics, name = result.eval_results(), folder.resolve().name
-    chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in (result.settings or {}).items())
+    metrics, options = result.eval_results(), result.settings or {}
+    chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in options.items())
     recipe = f"| setting | value |\n|---|---|\n{chosen}\n\nEvaluated on {result.num_examples} images: {result.split}."
     if hasattr(model, "peft_config"):
         from .adapter_cards import adapter_card
 
-        return adapter_card(folder, result.dataset, metrics, recipe, name)
+        return adapter_card(folder, result.dataset, metrics, recipe, result.model)
     card = model_card(cast(EupePreTrainedModel, model))
-    card.data.model_name, card.data.eval_results = name, metrics
+    card.data.model_name, card.data.eval_results = result.model, metrics
     card.data.datasets = [result.dataset] if is_public else None
-    encoder = VARIANTS[result.model].repo_id if result.model in VARIANTS else result.model
-    card.data.base_model = encoder if encoder.count("/") == 1 and not Path(encoder).exists() else None
+    encoder = options.get("encoder", "")
+    encoder = VARIANTS[encoder].repo_id if encoder in VARIANTS else encoder
+    card.data.base_model = encoder if encoder.count("/") == 1 else None
     scores = "\n".join(f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in result.metrics.items())
     card.text += f"\n## Data\n\n{result.dataset}\n\n## Recipe\n\n{recipe}\n\n## Results\n\n"
     card.text += f"| metric | value |\n|---|---|\n{scores}\n"
