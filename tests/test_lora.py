@@ -2,6 +2,7 @@
 """LoRA: which layers are adapted, what is saved with them, and that all of it comes back."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -621,6 +622,34 @@ def test_settings_of_the_call_reach_the_model(tmp_path: Path, bases: dict[str, P
         model = loader.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16)
         assert model.eupe.config._attn_implementation == "eager"
         assert model.eupe.norm.weight.dtype == torch.bfloat16 and model.config.num_labels == 3
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_loading_reports_nothing_as_missing(use_dora: bool, tmp_path: Path, bases: dict[str, Path]) -> None:
+    model = EupeForImageClassification.from_pretrained(bases["vit"], num_labels=3)
+    trained(model, lora_config(model, r=2, use_dora=use_dora)).save_pretrained(tmp_path)
+    logger, handler = logging.getLogger("transformers"), Messages()
+    logger.addHandler(handler)
+    try:
+        EupeForImageClassification.from_pretrained(tmp_path)
+        load_peft_model(tmp_path)
+        assert not handler.found
+        EupeForImageClassification.from_pretrained(bases["vit"])  # here the head is missing indeed
+        assert any("head" in message for message in handler.found)
+    finally:
+        logger.removeHandler(handler)
+
+
+class Messages(logging.Handler):
+    """Keeps what is logged about loading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "LOAD REPORT" in record.getMessage():
+            self.found.append(record.getMessage())
 
 
 # ---- cards ----

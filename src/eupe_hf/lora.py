@@ -123,7 +123,7 @@ def lora_config(
     >>> model = EupeForImageClassification(variant_config("eupe-t", num_labels=10))
     >>> model = peft.get_peft_model(model, lora_config(model, r=8))
     >>> model.get_nb_trainable_parameters()
-    (149386, 5643018)
+    (149386, 5641172)
 
     ```
     """

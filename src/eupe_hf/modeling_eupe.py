@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .image_processing_eupe import EupeImageProcessorPil
-from .modeling_eupe_adapter import Adapter, save_model_config
+from .modeling_eupe_adapter import Adapter, save_model_config, without_load_report
 from .modeling_eupe_convnext import EupeConvNextEncoder
 from .modeling_eupe_vit import EupeViTEncoder
 
@@ -116,7 +117,8 @@ class EupePreTrainedModel(PreTrainedModel):
                 adapted._attn_implementation = kwargs["config"]._attn_implementation
             kwargs["config"] = adapted
         try:
-            model, info = cls.from_pretrained(base, *args, output_loading_info=True, **kwargs)
+            with nullcontext() if adapted is None else without_load_report():
+                model, info = cls.from_pretrained(base, *args, output_loading_info=True, **kwargs)
         except (OSError, RuntimeError) as error:  # it is not there, or has tensors of other shapes
             raise adapter.explain(base, error) from error
         info["missing_keys"] = set(info["missing_keys"]) - adapter.shapes().keys()
@@ -149,7 +151,8 @@ class EupePreTrainedModel(PreTrainedModel):
         options = {**(getattr(load_config, "download_kwargs", None) or {}), **(kwargs.get("adapter_kwargs") or {})}
         adapter = Adapter(source, options)
         adapter.check(self)
-        info = super().load_adapter(peft_model_id, *args, **kwargs)
+        with without_load_report():
+            info = super().load_adapter(peft_model_id, *args, **kwargs)
         name = kwargs.get("adapter_name") or (args[0] if args else None) or "default"
         missing = {key for key in info.missing_keys if f".{name}." in key}  # the rest is that of other adapters
         adapter.load_magnitudes(self, missing)
