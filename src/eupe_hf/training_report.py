@@ -6,6 +6,7 @@ Needs `pip install 'eupe-hf[train]'`.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,6 +68,7 @@ def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, 
         names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora")
         chosen |= {name: getattr(model, name) for name in names}
         chosen["merged"] = args.merge
+    chosen["evaluation"] = f"whole images squashed to {data.size} x {data.size} pixels"
     rates = ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "warmup_steps", "bf16", "seed")
     chosen |= {"batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps}
     chosen |= {name: getattr(args, name) for name in rates}
@@ -149,7 +151,12 @@ def recipe_card(folder: Path, model: nn.Module, result: EvaluationResult) -> Mod
         The card, ready to `save`.
     """
     is_public = result.dataset.count("/") == 1
-    metrics, options = result.eval_results(), result.settings or {}
+    # the settings stand in the table, once; and these are not the scores of the paper's protocols
+    metrics = [
+        replace(metric, task_name=metric.task_type.replace("-", " "))
+        for metric in replace(result, settings=None).eval_results()
+    ]
+    options = result.settings or {}
     chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in options.items())
     recipe = f"| setting | value |\n|---|---|\n{chosen}\n\nEvaluated on {result.num_examples} images: {result.split}."
     if hasattr(model, "peft_config"):
