@@ -337,6 +337,23 @@ def test_classification_data_is_refused(tmp_path: Path, make: Callable[[Path], D
         load_classification(make(tmp_path / "data"), seed=0)
 
 
+def test_maps_of_a_data_set_with_two_image_columns(tmp_path: Path) -> None:
+    masks = [Image.fromarray(np.full((24, 20), i % 3, dtype=np.uint8)) for i in range(6)]
+    rows = {"picture": [Image.new("RGB", (20, 24))] * 6, "annotation": masks}
+    data = datasets.Dataset.from_dict(rows)
+    for column in rows:
+        data = data.cast_column(column, datasets.Image())
+    (tmp_path / "data").mkdir()
+    for split, part in (("train", data), ("validation", data.select(range(2)))):
+        part.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    columns = {"image_column": "picture", "label_column": "annotation"}
+    found = load_segmentation(DataArguments(str(tmp_path / "data"), **columns), seed=0)
+    assert (len(found.train), len(found.evaluation), found.names) == (6, 2, ["0", "1", "2"])
+    assert [int(labels.unique()) for _, labels in found.train] == [0, 1, 2, 0, 1, 2]
+    sample = TrainingRows(found.train, EupeImageProcessorPil(size={"height": 32, "width": 32}), "mask")[2]
+    assert sample["labels"].shape == (32, 32) and int(sample["labels"].unique()) == 2
+
+
 def damage(name: str, root: Path) -> DataArguments:
     """A folder of images and masks with one thing wrong."""
     pair_folder(root)
