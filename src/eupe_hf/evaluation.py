@@ -29,6 +29,7 @@ from transformers.utils import logging
 from .knn import KNN_K, knn_accuracy, knn_predict
 from .metrics import (
     NYU_EIGEN_CROP,
+    ClassificationMetrics,
     CorrespondenceMetrics,
     DepthMetrics,
     SegmentationMetrics,
@@ -43,6 +44,7 @@ from .modeling_eupe_segmentation import EupeForSegmentation
 
 _TASKS = {
     "knn": "image-classification",
+    "classification": "image-classification",
     "segmentation": "image-segmentation",
     "depth": "depth-estimation",
     "correspondence": "keypoint-matching",
@@ -58,7 +60,7 @@ class EvaluationResult:
     """Scores, and what is needed to know what they mean.
 
     Args:
-        protocol: "knn", "segmentation", "depth", "correspondence" or "detection".
+        protocol: "knn", "classification", "segmentation", "depth", "correspondence" or "detection".
         model: Name of the model, as it was loaded.
         dataset: Hub id of the data set, or the path it was read from.
         split: The split that was evaluated.
@@ -332,6 +334,7 @@ def predict_keypoints(
 __all__ = [
     "KNN_K",
     "NYU_EIGEN_CROP",
+    "ClassificationMetrics",
     "CorrespondenceMetrics",
     "DepthMetrics",
     "EvaluationResult",

@@ -44,6 +44,61 @@ def check_finite(tensor: torch.Tensor, name: str) -> None:
     )
 
 
+# ---- classification ----
+
+
+class ClassificationMetrics:
+    """Accuracy, and its mean over the classes that occur, from counts per class.
+
+    Args:
+        num_labels: Number of classes.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf.evaluation import ClassificationMetrics
+
+    >>> metrics = ClassificationMetrics(num_labels=3)
+    >>> metrics.update(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]))
+    >>> metrics.compute()["mean_accuracy"]
+    0.75
+
+    ```
+    """
+
+    def __init__(self, num_labels: int):
+        # not torchmetrics' confusion matrix: that of 21,000 classes would take 3.5 GB
+        self.hits, self.totals = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(2))
+
+    def update(self, predicted: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count class ids `predicted` (N,) against `labels` (N,); -100 is ignored.
+
+        Raises:
+            ValueError: Different shapes, or ids that are no class.
+        """
+        if predicted.shape != labels.shape:
+            raise ValueError(f"predicted must be {tuple(labels.shape)}, as the labels, got {tuple(predicted.shape)}.")
+        check_class_ids(labels, len(self.totals), "-100 is ignored.", -100)
+        predicted, labels = predicted[labels != -100].cpu(), labels[labels != -100].cpu()
+        self.totals += torch.bincount(labels, minlength=len(self.totals))
+        self.hits += torch.bincount(labels[predicted == labels], minlength=len(self.totals))
+
+    def compute(self) -> dict[str, float]:
+        """`accuracy` and `mean_accuracy`.
+
+        Raises:
+            ValueError: No image was counted.
+        """
+        if not self.totals.sum():
+            raise ValueError("No image with a class was counted.")
+        hits, occurs = self.hits.double(), self.totals > 0
+        return {
+            "accuracy": (hits.sum() / self.totals.sum()).item(),
+            "mean_accuracy": (hits[occurs] / self.totals[occurs]).mean().item(),
+        }
+
+
 # ---- segmentation ----
 
 
@@ -365,6 +420,7 @@ def _annotations(entry: Mapping[str, Any], image: int, extra: str, name: str) ->
 
 __all__ = [
     "NYU_EIGEN_CROP",
+    "ClassificationMetrics",
     "CorrespondenceMetrics",
     "DepthMetrics",
     "SegmentationMetrics",

@@ -1,0 +1,168 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Training images and their targets: augmented together, and made into what the Trainer takes.
+
+Needs `pip install 'eupe-hf[train]'`.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .data import Rows
+
+
+class Augmentation:
+    """Crops, mirrors and recolours an image, and its mask, depth map or boxes with it.
+
+    From albumentations, the only one of the libraries weighed that does all of this on numpy images: torchvision's v2
+    transforms need torchvision, which is optional here; kornia works on batches of float tensors, and is meant for
+    GPUs. Masks and depth maps take the value of the nearest pixel, so that no class and no depth arises that was not
+    there.
+
+    Args:
+        size: Side of the result in pixels.
+        scale: With `crop="area"` the share of the image that is cut out; with `crop="side"` the short side of the
+            resized image as a multiple of `size`, and a square is cut out of it, padded where it is smaller.
+        crop: "area" or "side".
+        flip: Probability of a mirrored image.
+        colour: Largest relative change of brightness, contrast and saturation; hue changes by 0.4 of it.
+        fill: Value of a mask where there is no image.
+        boxes: Whether there will be boxes.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eupe_hf.augmentation import Augmentation
+
+    >>> augment = Augmentation(32, scale=(0.5, 2.0), crop="side")
+    >>> sample = {"image": torch.zeros(3, 48, 64, dtype=torch.uint8), "mask": torch.zeros(48, 64)}
+    >>> augment(sample, seed=0)["mask"].shape
+    torch.Size([32, 32])
+
+    ```
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.08, 1.0),
+        crop: str = "area",
+        flip: float = 0.5,
+        colour: float = 0.25,
+        fill: float = 255,
+        boxes: bool = False,
+    ):
+        if crop not in ("area", "side"):
+            raise ValueError(f"crop must be 'area' or 'side', got {crop!r}.")
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for a newer one
+        try:
+            library, cv2 = importlib.import_module("albumentations"), importlib.import_module("cv2")
+        except ImportError as error:
+            raise ImportError("Augmentation needs albumentations: pip install 'eupe-hf[train]'.") from error
+        resized = {"mask_interpolation": cv2.INTER_NEAREST_EXACT, "area_for_downscale": "image"}
+        if crop == "area":
+            steps = [library.RandomResizedCrop((size, size), scale=scale, **resized)]
+        else:
+            sides = sorted({max(1, round(size * factor)) for factor in np.geomspace(*scale, 33)})
+            steps = [
+                library.SmallestMaxSize(max_size=sides, **resized),
+                library.PadIfNeeded(size, size, fill_mask=fill, border_mode=cv2.BORDER_CONSTANT),
+                library.RandomCrop(size, size),
+            ]
+        steps.append(library.HorizontalFlip(p=flip))
+        if colour:
+            steps.append(
+                library.ColorJitter(*[(max(0.0, 1 - colour), 1 + colour)] * 3, (-0.4 * colour, 0.4 * colour), p=1)
+            )
+        boxed = library.BboxParams("pascal_voc", label_fields=["box_index"], min_visibility=0.1, clip=True)
+        self.steps = library.Compose(steps, bbox_params=boxed if boxes else None)
+
+    def __call__(self, sample: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Augment one sample; the same seed gives the same result, in whichever process.
+
+        Args:
+            sample: `image`, (3, H, W), uint8 or float on [0, 1]; perhaps `mask`, (H, W), of class ids or metres;
+                perhaps `boxes`, (N, 4), left, top, right, bottom in pixels, with `box_labels` (N,). Boxes of which
+                less than a tenth is left are dropped. What else there is stays as it is.
+            seed: Decides everything random.
+
+        Returns:
+            The same keys, in the same dtypes.
+        """
+        self.steps.set_random_seed(seed)
+        given: dict[str, Any] = {"image": np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy())}
+        if "mask" in sample:
+            # OpenCV resizes no int64; float32 has every class id and every depth
+            given["mask"] = sample["mask"].to(torch.float32).numpy()
+        if "boxes" in sample:
+            given |= {"bboxes": sample["boxes"].numpy(), "box_index": np.arange(len(sample["boxes"]))}
+        made = self.steps(**given)
+        result = {**sample, "image": torch.from_numpy(np.ascontiguousarray(made["image"])).permute(2, 0, 1)}
+        if "mask" in sample:
+            result["mask"] = torch.from_numpy(np.ascontiguousarray(made["mask"])).to(sample["mask"].dtype)
+        if "boxes" in sample:
+            kept = torch.as_tensor(np.asarray(made["box_index"]), dtype=torch.int64)
+            result["boxes"] = torch.as_tensor(np.asarray(made["bboxes"])).reshape(-1, 4).to(sample["boxes"].dtype)
+            result["box_labels"] = sample["box_labels"][kept]
+        return result
+
+
+class TrainingRows(Dataset):
+    """Rows as the Trainer wants them: `pixel_values` (3, size, size) and `labels`.
+
+    What is random about a row depends on the seed, the epoch and the row alone, so that neither the number of worker
+    processes nor a resumed run changes it.
+
+    Args:
+        rows: Images and targets.
+        processor: The image processor. Its size is that of the evaluation, and of training without augmentation.
+        target: "class" or "mask", what the label is. Recipes for other targets override `encode`.
+        augmentation: For training.
+        seed: Of the augmentation.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        processor: BaseImageProcessor,
+        target: str,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ):
+        self.rows, self.processor, self.target, self.augmentation = rows, processor, target, augmentation
+        self.seed, self.epoch = seed, torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return (self[row] for row in range(len(self)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on augment as in this epoch."""
+        self.epoch.fill_(epoch)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        sample = dict(zip(("image", self.target), self.rows[row], strict=True))
+        sample["image"] = self.processor.process_image(sample["image"])
+        if self.augmentation is not None:
+            (seed,) = np.random.SeedSequence((self.seed, int(self.epoch), row)).generate_state(1)
+            sample = self.augmentation(sample, int(seed))
+        return self.encode(sample)
+
+    def encode(self, sample: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """From an augmented sample to what the model takes."""
+        maps = [sample["mask"]] if self.target == "mask" else None
+        inputs = self.processor([sample["image"]], segmentation_maps=maps, return_tensors="pt")
+        labels = torch.tensor(sample["class"]) if maps is None else inputs["labels"][0]
+        return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
+
+
+__all__ = ["Augmentation", "TrainingRows"]
