@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -168,6 +170,22 @@ def squares(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         image[:, top : top + 12, left : left + 12] += 2
         mask[top : top + 12, left : left + 12] = 1
     return images, masks
+
+
+@CLASSES
+def test_plain_trainer_averages_the_loss_over_accumulated_batches(model_class: type, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = model_class(tiny("vit", pos_embed_rescale=None, head_dropout=0.0))
+    labels = {EupeForImageClassification: torch.tensor(1), EupeForSegmentation: torch.ones(8, 8, dtype=torch.long)}
+    row = {"pixel_values": torch.randn(3, 32, 32), "labels": labels.get(model_class, torch.full((8, 8), 2.0))}
+    arguments = TrainingArguments(
+        tmp_path, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=4, logging_steps=1,
+        learning_rate=0.0, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=[row] * 8)
+    trainer.train()
+    expected = model.train()(row["pixel_values"].expand(2, -1, -1, -1), labels=torch.stack([row["labels"]] * 2)).loss
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-3)
 
 
 @FAMILIES

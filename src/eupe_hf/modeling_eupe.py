@@ -48,6 +48,10 @@ class EupePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # `forward` takes any keyword, from which the Trainer would conclude that it divides the loss by the number of
+    # items in all batches of a step. It averages over its own batch: the Trainer has to do the rest, or the loss grows
+    # with gradient accumulation and with the number of processes.
+    accepts_loss_kwargs = False
     # of the task models: the Auto class that loads them, and the pipeline that runs them
     _task_auto_class: str | None = None
     _pipeline_tag = "image-feature-extraction"

@@ -355,10 +355,6 @@ class RecipeTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # Our models take any keyword, from which the Trainer concludes that they divide the loss by the number of
-        # items in all batches of a step. They average over their own batch: the Trainer has to do the rest, or the
-        # loss grows with gradient accumulation and with the number of processes.
-        self.model_accepts_loss_kwargs = False
         self.card: ModelCard | None = None
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(_SetEpoch(self.train_dataset))
