@@ -31,12 +31,13 @@ test:  ## run all tests that need no network and no GPU, in a fresh environment
 test-slow: $(VENV)/dev  ## run the tests that `make test` leaves out as slow
 	$(VENV)/bin/python -m pytest -m slow
 
-# Two processes with one thread each: faster on two cores than one process with two threads.
+# Two processes with one thread each: faster on two cores than one process with two threads. Files in their order: xdist
+# would take those with few tests last, which are the long ones, and leave one process idle at the end.
 # The common tests of transformers are fetched here, where the network is still on; the tests themselves have none.
 .PHONY: run-tests
 run-tests:
 	if [ -d $(SHARED)/conformance ]; then $(VENV)/bin/python $(SHARED)/conformance/get_sdist.py || true; fi
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev  ## lint, formatting, types
 	$(VENV)/bin/ruff check $(SOURCES)

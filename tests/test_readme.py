@@ -139,6 +139,8 @@ def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer
     assert (folder / "multitask.png").is_file() and (folder / "my-multitask" / "config.json").is_file()
     assert json.loads((folder / "knn.json").read_text())["metrics"] == {"accuracy@2": 1.0, "accuracy@5": 1.0}
     assert 0 < json.loads((folder / "segmentation.json").read_text())["metrics"]["pixel_accuracy"] < 1
+    tuned = {file.name for file in (folder / "my-finetuned").iterdir()}
+    assert {"adapter_model.safetensors", "eupe_config.json", "README.md", "results.json", "curve.png"} <= tuned
     converted = EupeForSegmentation.from_pretrained(folder / "my-ade20k")
     assert torch.equal(
         converted.head.linear.conv.bias, torch.load(folder / "head.pt")["model"]["segmentation_model.1.conv.bias"]
