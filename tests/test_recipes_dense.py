@@ -260,6 +260,20 @@ def test_depth_rows_keep_the_scale_and_the_metres(tmp_path: Path) -> None:
         assert near > 1  # bright where it is near: image and map moved together
 
 
+def test_depth_of_a_data_set_with_two_columns(tmp_path: Path) -> None:
+    draw_rooms(tmp_path / "rooms", 3, seed=0)
+    files = {name: [str(tmp_path / "rooms" / name / f"{i}.png") for i in range(3)] for name in ("images", "depth")}
+    data = datasets.Dataset.from_dict({"image": files["images"], "depth_map": files["depth"]})
+    data = data.cast_column("image", datasets.Image()).cast_column("depth_map", datasets.Image())
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        data.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    found = load_depth(DepthDataArguments(str(tmp_path / "data"), depth_scale=1000), seed=0)
+    assert (len(found.train), len(found.evaluation), found.eval_split) == (3, 3, "validation")
+    rows = DepthRows(found.train, EupeImageProcessorPil(size={"height": 96, "width": 32}), "mask", depth_scale=1000)
+    assert rows[0]["labels"].shape == (96, 32) and rows[0]["labels"].unique().tolist() == [0.0, 1.5, 5.0]
+
+
 def test_batches_of_depth_are_counted_image_by_image() -> None:
     found, true = torch.tensor([[[1.0]], [[3.0]]]), torch.tensor([[[2.0]], [[3.0]]])
     metrics = BatchDepthMetrics()
@@ -482,6 +496,10 @@ def damaged_shapes(root: Path, damage: str) -> DetectionDataArguments:
         content["annotations"][0]["category_id"] = 5
     elif damage == "image":
         content["annotations"][0]["image_id"] = 5
+    elif damage == "twice":
+        content["categories"][2]["name"] = "square"
+    elif damage == "labels":
+        labels = "names.txt"
     elif damage == "keys":
         del content["annotations"][0]["bbox"]
     elif damage == "list":
@@ -503,6 +521,8 @@ def damaged_shapes(root: Path, damage: str) -> DetectionDataArguments:
     [
         ("category", "boxes of the category 5, which is not among its categories"),
         ("image", "boxes for the image 5, which is not among its images"),
+        ("twice", "have two categories called 'square': give each a name of its own"),
+        ("labels", "name their categories: leave out --labels"),
         ("keys", "one of the annotations is .* it must have image_id, bbox, category_id"),
         ("list", "has no list of categories: it must be COCO's JSON"),
         ("json", "annotations.json is no JSON"),

@@ -23,9 +23,8 @@ def is_coco_folder(dataset: str) -> bool:
 
 def _coco_file(root: Path, split: str) -> Path | None:
     aliases = _SPLITS.get(split, (split,))
-    places = [root / alias / name for alias in aliases for name in _FILES] + [
-        root / f"{name}.json" for name in aliases
-    ]
+    places = [root / alias / name for alias in aliases for name in _FILES]
+    places += [root / f"{alias}.json" for alias in aliases]
     if split == "train":
         places += [root / name for name in _FILES]
     return next((place for place in places if place.is_file()), None)
@@ -40,8 +39,11 @@ def load_coco(arguments: DataArguments, seed: int) -> tuple[Any, Any, str, dict[
         seed: Of the held-out part.
 
     Raises:
-        ValueError: No such file, files that are not COCO's, or that do not have the same categories.
+        ValueError: No such file, files that are not COCO's, or that do not have the same categories, each name once;
+            or `--labels`, for the files name their categories.
     """
+    if arguments.labels:
+        raise ValueError(f"The files in {arguments.dataset} name their categories: leave out --labels.")
     root, categories = Path(arguments.dataset), dict[int, str]()
     used, parents = set[int](), set[str]()
 
@@ -67,6 +69,8 @@ def load_coco(arguments: DataArguments, seed: int) -> tuple[Any, Any, str, dict[
     train, evaluation, split = divide(arguments, load, splits, seed)
     # Roboflow writes the group of all categories as one of them
     names = {i: name for i, name in sorted(categories.items()) if i in used or name not in parents}
+    if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
+        raise ValueError(f"The files in {root} have two categories called {twice[0]!r}: give each a name of its own.")
     return train, evaluation, split, names
 
 
