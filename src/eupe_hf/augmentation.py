@@ -28,8 +28,9 @@ class Augmentation:
     Args:
         size: Side of the result in pixels.
         scale: With `crop="area"` the share of the image that is cut out; with `crop="side"` the short side of the
-            resized image as a multiple of `size`, and a square is cut out of it, padded where it is smaller.
-        crop: "area" or "side".
+            resized image as a multiple of `size`, and a square is cut out of it, padded where it is smaller; with
+            `crop="window"` the same of an image that is squashed to a square first, as at evaluation.
+        crop: "area", "side" or "window".
         flip: Probability of a mirrored image.
         colour: Largest relative change of brightness, contrast and saturation; hue changes by 0.4 of it.
         fill: Value of a mask where there is no image.
@@ -59,8 +60,8 @@ class Augmentation:
         fill: float = 255,
         boxes: bool = False,
     ):
-        if crop not in ("area", "side"):
-            raise ValueError(f"crop must be 'area' or 'side', got {crop!r}.")
+        if crop not in ("area", "side", "window"):
+            raise ValueError(f"crop must be 'area', 'side' or 'window', got {crop!r}.")
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for a newer one
         try:
             library, cv2 = importlib.import_module("albumentations"), importlib.import_module("cv2")
@@ -71,8 +72,9 @@ class Augmentation:
             steps = [library.RandomResizedCrop((size, size), scale=scale, **resized)]
         else:
             sides = sorted({max(1, round(size * factor)) for factor in np.geomspace(*scale, 33)})
+            squashed = [library.Resize(side, side, **resized) for side in sides]
             steps = [
-                library.SmallestMaxSize(max_size=sides, **resized),
+                library.SmallestMaxSize(max_size=sides, **resized) if crop == "side" else library.OneOf(squashed, p=1),
                 library.PadIfNeeded(size, size, fill_mask=fill, border_mode=cv2.BORDER_CONSTANT),
                 library.RandomCrop(size, size),
             ]
@@ -123,7 +125,7 @@ class TrainingRows(Dataset):
     Args:
         rows: Images and targets.
         processor: The image processor. Its size is that of the evaluation, and of training without augmentation.
-        target: "class" or "mask", what the label is. Recipes for other targets override `encode`.
+        target: "class" or "mask", what the label is. Subclasses for other targets override `read` or `encode`.
         augmentation: For training.
         seed: Of the augmentation.
     """
@@ -149,15 +151,20 @@ class TrainingRows(Dataset):
         """From now on augment as in this epoch."""
         self.epoch.fill_(epoch)
 
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        sample = dict(zip(("image", self.target), self.rows[row], strict=True))
-        sample["image"] = self.processor.process_image(sample["image"])
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        sample = self.read(row)
         if self.augmentation is not None:
             (seed,) = np.random.SeedSequence((self.seed, int(self.epoch), row)).generate_state(1)
             sample = self.augmentation(sample, int(seed))
         return self.encode(sample)
 
-    def encode(self, sample: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def read(self, row: int) -> dict[str, Any]:
+        """A row as the augmentation takes it: the image as a tensor (3, H, W), and the target."""
+        sample = dict(zip(("image", self.target), self.rows[row], strict=True))
+        sample["image"] = self.processor.process_image(sample["image"])
+        return sample
+
+    def encode(self, sample: dict[str, Any]) -> dict[str, Any]:
         """From an augmented sample to what the model takes."""
         maps = [sample["mask"]] if self.target == "mask" else None
         inputs = self.processor([sample["image"]], segmentation_maps=maps, return_tensors="pt")

@@ -65,8 +65,8 @@ def load_split(
 class Rows(Dataset):
     """What `load_split` gives, row by row as tuples in the order of `columns`.
 
-    Images come as PIL images, label and depth maps, stored as images or as nested lists, as tensors of their own
-    dtype, other numbers as float64 tensors with NaN for None.
+    Images come as PIL images, label and depth maps, stored as images, npy files or nested lists, as tensors of their
+    own dtype, "objects" as they are, other numbers as float64 tensors with NaN for None.
 
     Args:
         data: The split.
@@ -101,8 +101,11 @@ class Rows(Dataset):
             return _image(value, name)
         if key == "label" and self.classes is not None:
             return self.classes[value]
+        if key == "objects":
+            return value
         if isinstance(value, dict):
-            return torch.from_numpy(np.array(_image(value, name)))
+            is_array = str(value.get("path")).lower().endswith(".npy")
+            return torch.from_numpy(_array(value, name) if is_array else np.array(_image(value, name)))
         try:
             return torch.from_numpy(np.array(value, dtype=None if key == "label" else float))
         except (TypeError, ValueError) as error:
@@ -118,6 +121,14 @@ def _image(value: Any, name: str) -> PIL.Image.Image:
         return image
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{name} ({value['path'] or 'no file name'}) cannot be read: {error}") from error
+
+
+def _array(value: dict[str, Any], name: str) -> np.ndarray:
+    try:
+        array = np.load(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]), allow_pickle=False)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes the machine's byte order alone
+    except (EOFError, OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{name} ({value['path']}) cannot be read: {error}") from error
 
 
 __all__ = ["Rows", "load_split"]

@@ -6,7 +6,7 @@ Needs `pip install 'eupe-hf[train]'`.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -169,12 +169,22 @@ def load_splits(
             arguments.dataset, split, columns, arguments.dataset_config, arguments.limit
         )
         names = split_names(arguments.dataset, arguments.dataset_config)
+    return divide(arguments, load, names, seed, columns["label"] if classes else None)
+
+
+def divide(
+    arguments: DataArguments, load: Callable[[str], Any], names: list[str], seed: int, classes: str | None = None
+) -> tuple[Any, Any, str]:
+    """Both parts, and the name of the second, of splits called `names` that `load` reads.
+
+    Without an evaluation split a share is held out, of every value of the column `classes` the same.
+    """
     train, split = load(arguments.train_split), arguments.eval_split
     if split is None and "validation" in names:
         split = "validation"
     if split is not None:
         return train, load(split), split
-    held_out = hold_out(train[columns["label"]] if classes else None, len(train), arguments.held_out, seed)
+    held_out = hold_out(train[classes] if classes else None, len(train), arguments.held_out, seed)
     if not held_out.any() or held_out.all():
         raise ValueError(
             f"The split {arguments.train_split!r} has {len(train)} rows, too few to hold out a share of "
@@ -220,15 +230,14 @@ def _pairs(arguments: DataArguments, columns: Mapping[str, str], split: str, tar
     root = root if (root / "images").is_dir() else root / split
     if not (root / "images").is_dir() or not (root / targets).is_dir():
         raise ValueError(f"{root} must be a folder with images/NAME.jpg and {targets}/NAME.png.")
-    images, found = ({path.stem: path for path in _pictures(root / name)} for name in ("images", targets))
+    kinds = {"images": _PICTURES, targets: _PICTURES | {".npy"}}
+    images, found = ({path.stem: path for path in _files(root / name, ends)} for name, ends in kinds.items())
     if not images:
         raise ValueError(f"There are no images in {root / 'images'}.")
     if alone := sorted(images.keys() ^ found.keys()):
         missing = targets if alone[0] in images else "images"
         raise ValueError(f"{len(alone)} files in {root} have no partner: {alone[0]!r} is missing in {missing}.")
-    names = sorted(images)
-    count = min(arguments.limit or len(names), len(names))
-    names = [names[i * len(names) // count] for i in range(count)]
+    names = evenly(sorted(images), arguments.limit)
     files = {columns["image"]: images, columns["label"]: found}
     data = datasets.Dataset.from_dict({key: [str(paths[name]) for name in names] for key, paths in files.items()})
     for column in files:
@@ -236,8 +245,14 @@ def _pairs(arguments: DataArguments, columns: Mapping[str, str], split: str, tar
     return data
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
+def evenly(items: list[Any], limit: int | None) -> list[Any]:
+    """So many of the items, evenly spaced; all of them without a limit."""
+    count = min(limit or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _files(folder: Path, ends: Set[str]) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ends)
 
 
 def read_names(path: str) -> list[str]:
@@ -327,17 +342,12 @@ def check_map(
 ) -> int:
     """The highest class id of a label map, which must fit its image and the class names."""
     image, labels = cells
-    width, height = PIL.ImageOps.exif_transpose(image).size
     if labels.ndim != 2 or labels.is_floating_point():
         raise ValueError(
             f"{name}: a mask has one whole number per pixel, (height, width), got {tuple(labels.shape)} of "
             f"{labels.dtype}. Translate colours to class ids first."
         )
-    if tuple(labels.shape) != (height, width):
-        raise ValueError(
-            f"{name}: the mask is {labels.shape[1]} x {labels.shape[0]} pixels and its image {width} x {height}: they "
-            "must have one size."
-        )
+    check_map_size(name, "mask", image, labels)
     if labels.numel() and int(labels.min()) < 0:
         raise ValueError(f"{name}: the mask holds the class {int(labels.min())}: class ids count from 0.")
     counted = labels[labels != ignore].long() - int(reduce_labels)
@@ -350,11 +360,24 @@ def check_map(
     return highest
 
 
+def check_map_size(name: str, what: str, image: PIL.Image.Image, values: Any) -> None:
+    """Refuse a map (H, W) of another size than its image, which may be turned by EXIF."""
+    width, height = PIL.ImageOps.exif_transpose(image).size
+    if tuple(values.shape) != (height, width):
+        raise ValueError(
+            f"{name}: the {what} is {values.shape[1]} x {values.shape[0]} pixels and its image {width} x {height}: "
+            "they must have one size."
+        )
+
+
 __all__ = [
     "DataArguments",
     "TaskData",
     "check_class_folders",
     "check_map",
+    "check_map_size",
+    "divide",
+    "evenly",
     "hold_out",
     "load_classification",
     "load_segmentation",

@@ -6,7 +6,7 @@ Needs `pip install 'eupe-hf[train]'`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +68,8 @@ def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, 
         names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora")
         chosen |= {name: getattr(model, name) for name in names}
         chosen["merged"] = args.merge
+    shared = {field.name for field in fields(DataArguments)}
+    chosen |= {field.name: getattr(data, field.name) for field in fields(data) if field.name not in shared}
     chosen["evaluation"] = f"whole images squashed to {data.size} x {data.size} pixels"
     rates = ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "warmup_steps", "bf16", "seed")
     chosen |= {"batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps}
