@@ -46,6 +46,8 @@ _VIT_ONLY = (
     "rope_periods",
     "pos_embed_rescale",
 )
+# They belong to the folder that a configuration was read from, not to an encoder inside another model.
+FOLDER_FIELDS = ("auto_map", "architectures", "transformers_version", "_name_or_path")
 _STEM_STRIDE = 4  # of the ConvNeXts; each later stage halves the side once more
 
 
@@ -334,4 +336,27 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         return output
 
 
-__all__ = ["EupeConfig"]
+class EupeEncoderConfigMixin:
+    """What configurations share that hold an encoder's, as `encoder_config`."""
+
+    model_type: str
+    encoder_config: Any
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers. The configuration of an encoder alone is taken for the `encoder_config` of this one."""
+        parent: Any = super()
+        config_dict, kwargs = parent.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == EupeConfig.model_type:
+            config_dict = {"model_type": cls.model_type, "encoder_config": config_dict}
+        return config_dict, kwargs
+
+    @property
+    def encoder(self) -> EupeConfig:
+        """`encoder_config`, which is an `EupeConfig` once the configuration is built."""
+        return self.encoder_config
+
+
+__all__ = ["FOLDER_FIELDS", "EupeConfig", "EupeEncoderConfigMixin"]

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_eupe import EupeConfig
+from .configuration_eupe import FOLDER_FIELDS, EupeConfig, EupeEncoderConfigMixin
 
 
 # What a head of each task reads from its `EupeConfig` beside the encoder's architecture.
@@ -18,12 +18,11 @@ HEAD_FIELDS = {
     "depth": ("out_indices", "head_dropout", "num_depth_bins", "min_depth", "max_depth"),
     "detection": ("out_indices", "id2label", "detection_hidden_size", "detection_strides"),
 }
-# They belong to the folder that a configuration was read from, not to an encoder inside another model.
-_OF_THE_FOLDER = ("auto_map", "architectures", "transformers_version", "_name_or_path", "id2label", "label2id")
+_NOT_OF_THE_ENCODER = (*FOLDER_FIELDS, "id2label", "label2id")  # each head has labels of its own
 
 
 @strict
-class EupeMultiTaskConfig(PreTrainedConfig):
+class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
     """One encoder and any set of named heads.
 
     Args:
@@ -65,7 +64,7 @@ class EupeMultiTaskConfig(PreTrainedConfig):
         if isinstance(self.encoder_config, PreTrainedConfig):
             self.encoder_config = self.encoder_config.to_dict()
         given: dict[str, Any] = self.encoder_config or {}
-        fields = {key: value for key, value in given.items() if key not in _OF_THE_FOLDER}
+        fields = {key: value for key, value in given.items() if key not in _NOT_OF_THE_ENCODER}
         self.encoder_config = EupeConfig(**fields)
         heads, self.heads = self.heads or {}, {}
         for name, head in heads.items():
@@ -73,26 +72,10 @@ class EupeMultiTaskConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def get_config_dict(
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers. The configuration of an encoder alone is taken as that of one without heads."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == EupeConfig.model_type:
-            config_dict = {"model_type": cls.model_type, "encoder_config": config_dict}
-        return config_dict, kwargs
-
-    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, but heads that are overridden take part in the checks and in what follows from them."""
         overrides: dict[str, Any] = {key: kwargs.pop(key) for key in ("encoder_config", "heads") if key in kwargs}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
-
-    @property
-    def encoder(self) -> EupeConfig:
-        """`encoder_config`, which is an `EupeConfig` once the configuration is built."""
-        config: Any = self.encoder_config
-        return config
 
     def set_head(self, name: str, head: Mapping[str, Any]) -> None:
         """Add the entry of a head, or replace it; all its fields are written out.
@@ -140,7 +123,7 @@ class EupeMultiTaskConfig(PreTrainedConfig):
 
     def _with_encoder(self, fields: dict[str, Any]) -> EupeConfig:
         encoder = self.encoder.to_dict()
-        for key in ("out_features", "out_indices", *_OF_THE_FOLDER):
+        for key in ("out_features", "out_indices", *_NOT_OF_THE_ENCODER):
             encoder.pop(key, None)
         return EupeConfig(**{**encoder, **fields})
 

@@ -7,15 +7,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_eupe import EupeConfig
-
-
-# They belong to the folder that a configuration was read from, not to an encoder inside another model.
-_OF_THE_FOLDER = ("auto_map", "architectures", "transformers_version", "_name_or_path")
+from .configuration_eupe import FOLDER_FIELDS, EupeConfig, EupeEncoderConfigMixin
 
 
 @strict
-class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
+class EupePyramidConfig(EupeEncoderConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     """An EUPE encoder and the pyramid on it; what decoders with strides of their own take as `backbone_config`.
 
     Args:
@@ -62,7 +58,7 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         self.validate_architecture()  # before names are made of impossible strides
         encoder = self.encoder
         # a copy, since the caller's may be in use elsewhere, and without what belongs to a folder that it came from
-        values = {key: value for key, value in encoder.to_dict().items() if key not in _OF_THE_FOLDER}
+        values = {key: value for key, value in encoder.to_dict().items() if key not in FOLDER_FIELDS}
         values["reshape_hidden_states"] = True
         if encoder.backbone_type == "convnext" and len(encoder.out_indices) == 1:
             values |= {"out_features": None, "out_indices": list(range(1, encoder.num_stages + 1))}
@@ -73,16 +69,6 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(**chosen)
 
     @classmethod
-    def get_config_dict(
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers. The configuration of an encoder alone is taken as that of one with a new pyramid."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == EupeConfig.model_type:
-            config_dict = {"model_type": cls.model_type, "encoder_config": config_dict}
-        return config_dict, kwargs
-
-    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, but what is overridden takes part in the checks and in what follows from it."""
         own = ("encoder_config", "strides", "hidden_size", "initializer_range", "out_features", "out_indices")
@@ -91,12 +77,6 @@ class EupePyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         stale = {"out_features", "out_indices"} if overrides.keys() & {"strides", *own[-2:]} else set()
         kept = {name: value for name, value in config_dict.items() if name not in stale}
         return super().from_dict({**kept, **overrides}, **kwargs)
-
-    @property
-    def encoder(self) -> EupeConfig:
-        """`encoder_config`, which is an `EupeConfig` once the configuration is built."""
-        config: Any = self.encoder_config
-        return config
 
     def validate_architecture(self) -> None:
         """Part of `@strict`. Raises `ValueError` naming the field."""
