@@ -77,6 +77,8 @@ def test_pictures_have_the_size_asked_for() -> None:
     sheet = side_by_side([image, marked], "caption")
     assert sheet.size == (64 + 8 + 64, 48 + 28)
     assert np.asarray(sheet)[50:].min() < 100  # the caption is drawn
+    long = np.asarray(side_by_side([Image.new("RGB", (1, 1))], "random weights: eupe-s"))
+    assert long.shape[1] > 150 and long[:, -8:].min() == 255  # whole, also below a picture of one pixel
 
 
 def test_flat_features_draw_without_nan() -> None:

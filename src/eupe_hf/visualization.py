@@ -6,6 +6,7 @@ for two colour maps.
 """
 
 import colorsys
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -260,6 +261,8 @@ def side_by_side(pictures: list[Image.Image], caption: str = "") -> Image.Image:
     gap, footer = 8, 28 if caption else 0
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
     height = max(picture.height for picture in pictures)
+    if caption:  # it may say that weights are random: small pictures must not cut it off
+        width = max(width, 2 * gap + math.ceil(ImageDraw.Draw(pictures[0]).textlength(caption, font_size=16)))
     sheet = Image.new("RGB", (width, height + footer), "white")
     left = 0
     for picture in pictures:
