@@ -17,7 +17,7 @@ SOURCE = Path(eupe_hf.__file__).parent
 TRAVELLING = sorted(
     path
     for path in SOURCE.glob("*_eupe*.py")
-    if path.name.startswith(("configuration", "modeling", "image_processing", "post_processing"))
+    if path.name.startswith(("configuration", "modeling", "image_processing", "post_processing", "processing"))
 )
 MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
 
@@ -45,12 +45,13 @@ def test_import_costs_under_a_tenth_of_a_second() -> None:
     assert own <= {
         f"eupe_hf.{name}"
         for name in (
-            "configuration_eupe", "configuration_eupe_multitask", "configuration_eupe_pyramid", "hub",
+            "configuration_eupe", "configuration_eupe_llava", "configuration_eupe_multitask",
+            "configuration_eupe_pyramid", "hub",
             "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_adapter",
             "modeling_eupe_convnext", "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss",
             "modeling_eupe_head", "modeling_eupe_image_classification", "modeling_eupe_multitask",
-            "modeling_eupe_pyramid", "modeling_eupe_segmentation",
-            "modeling_eupe_vit", "post_processing_eupe", "variants",
+            "modeling_eupe_pyramid", "modeling_eupe_saving", "modeling_eupe_segmentation",
+            "modeling_eupe_vit", "post_processing_eupe", "processing_eupe_llava", "variants",
         )
     }  # fmt: skip
 
@@ -65,12 +66,13 @@ def test_public_names_resolve() -> None:
 
 def test_travelling_files_are_known() -> None:
     assert [path.stem for path in TRAVELLING] == [
-        "configuration_eupe", "configuration_eupe_multitask", "configuration_eupe_pyramid",
+        "configuration_eupe", "configuration_eupe_llava", "configuration_eupe_multitask", "configuration_eupe_pyramid",
         "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_adapter",
         "modeling_eupe_convnext",
         "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_head",
-        "modeling_eupe_image_classification", "modeling_eupe_multitask", "modeling_eupe_pyramid",
-        "modeling_eupe_segmentation", "modeling_eupe_vit", "post_processing_eupe",
+        "modeling_eupe_image_classification", "modeling_eupe_llava", "modeling_eupe_multitask",
+        "modeling_eupe_pyramid", "modeling_eupe_saving", "modeling_eupe_segmentation", "modeling_eupe_vit",
+        "post_processing_eupe", "processing_eupe_llava",
     ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .checkpoints import CheckpointError as CheckpointError
     from .checkpoints import convert_checkpoint as convert_checkpoint
     from .configuration_eupe import EupeConfig as EupeConfig
+    from .configuration_eupe_llava import EupeLlavaConfig as EupeLlavaConfig
     from .configuration_eupe_multitask import EupeMultiTaskConfig as EupeMultiTaskConfig
     from .configuration_eupe_pyramid import EupePyramidConfig as EupePyramidConfig
     from .decoders import load_backbone_weights as load_backbone_weights
@@ -27,9 +28,12 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .modeling_eupe_depth import EupeForDepthEstimation as EupeForDepthEstimation
     from .modeling_eupe_detection import EupeForObjectDetection as EupeForObjectDetection
     from .modeling_eupe_image_classification import EupeForImageClassification as EupeForImageClassification
+    from .modeling_eupe_llava import EupeLlavaForConditionalGeneration as EupeLlavaForConditionalGeneration
+    from .modeling_eupe_llava import EupeLlavaModel as EupeLlavaModel
     from .modeling_eupe_multitask import EupeForMultiTask as EupeForMultiTask
     from .modeling_eupe_pyramid import EupePyramidBackbone as EupePyramidBackbone
     from .modeling_eupe_segmentation import EupeForSegmentation as EupeForSegmentation
+    from .processing_eupe_llava import EupeLlavaProcessor as EupeLlavaProcessor
     from .variants import VARIANTS as VARIANTS
     from .variants import variant_config as variant_config
 
@@ -46,6 +50,10 @@ _MODULE_OF = {
     "EupeForSegmentation": "modeling_eupe_segmentation",
     "EupeImageProcessor": "image_processing_eupe",
     "EupeImageProcessorPil": "image_processing_eupe",
+    "EupeLlavaConfig": "configuration_eupe_llava",
+    "EupeLlavaForConditionalGeneration": "modeling_eupe_llava",
+    "EupeLlavaModel": "modeling_eupe_llava",
+    "EupeLlavaProcessor": "processing_eupe_llava",
     "EupeModel": "modeling_eupe",
     "EupeMultiTaskConfig": "configuration_eupe_multitask",
     "EupePreTrainedModel": "modeling_eupe",

@@ -36,8 +36,11 @@ from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
+    AutoProcessor,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.tokenization_auto import AutoTokenizer
@@ -45,6 +48,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
+from .configuration_eupe_llava import EupeLlavaConfig
 from .configuration_eupe_multitask import EupeMultiTaskConfig
 from .configuration_eupe_pyramid import EupePyramidConfig
 from .image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
@@ -55,6 +59,7 @@ from .modeling_eupe_image_classification import EupeForImageClassification
 from .modeling_eupe_multitask import EupeForMultiTask
 from .modeling_eupe_pyramid import EupePyramidBackbone
 from .modeling_eupe_segmentation import EupeForSegmentation
+from .processing_eupe_llava import EupeLlavaProcessor
 from .variants import VARIANTS, Variant, find_variant, get_variant
 
 
@@ -247,10 +252,24 @@ def register() -> None:
     AutoModel.register(EupeMultiTaskConfig, EupeForMultiTask, exist_ok=True)
     AutoModelForObjectDetection.register(EupeConfig, EupeForObjectDetection, exist_ok=True)
     processors = {"torchvision": EupeImageProcessor, "pil": EupeImageProcessorPil}
-    for config_class in (EupeConfig, EupeMultiTaskConfig):
+    for config_class in (EupeConfig, EupeMultiTaskConfig, EupeLlavaConfig):
         AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
+    AutoConfig.register(EupeLlavaConfig.model_type, EupeLlavaConfig, exist_ok=True)
+    AutoProcessor.register(EupeLlavaConfig, EupeLlavaProcessor, exist_ok=True)
+    _register_lazily(AutoModel, EupeLlavaConfig, "EupeLlavaModel")
+    for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        _register_lazily(auto_class, EupeLlavaConfig, "EupeLlavaForConditionalGeneration")
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
         install_short_names()
+
+
+def _register_lazily(auto_class: Any, config_class: Any, name: str) -> None:
+    # `register` wants the class, whose module costs more to import than all others: LLaVA's and generation's come with
+    # it. In the tables of transformers' own classes a name is enough, with the module to take it from.
+    mapping, model_type = auto_class._model_mapping, config_class.model_type
+    mapping._reverse_config_mapping[config_class.__name__] = model_type
+    mapping._model_mapping[model_type] = name
+    mapping._modules[model_type] = sys.modules[__package__]
 
 
 def install_short_names() -> None:

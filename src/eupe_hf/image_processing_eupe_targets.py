@@ -171,6 +171,11 @@ def _place(sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[_Axis
     return [(rows.pad(height), columns.pad(width)) for rows, columns in placements]
 
 
+def processed_sizes(sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[int, int]]:
+    """Height and width in pixels of what the processor makes of images, by their sizes and all of its options."""
+    return [(rows.size, columns.size) for rows, columns in _place(sizes, **options)]
+
+
 # ---- targets ----
 
 

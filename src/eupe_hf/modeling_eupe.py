@@ -1,40 +1,34 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """`EupeModel` and `EupeBackbone`: one contract for the ViTs and the ConvNeXts."""
 
-import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, file_exists
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers.backbone_utils import BackboneMixin
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
+from .configuration_eupe import EupeConfig
 from .image_processing_eupe import EupeImageProcessorPil
-from .modeling_eupe_adapter import Adapter, save_model_config, without_load_report
+from .modeling_eupe_adapter import Adapter, without_load_report
 from .modeling_eupe_convnext import EupeConvNextEncoder
+from .modeling_eupe_saving import EupeSavingMixin, model_card
 from .modeling_eupe_vit import EupeViTEncoder
 
 
 _Model = TypeVar("_Model", bound="EupePreTrainedModel")
 
-# What `save_pretrained` writes beside weights and config.
-_ADDED_FILES = rf"README\.md|{re.escape(IMAGE_PROCESSOR_NAME)}|\w+_eupe\w*\.py"
 
-
-class EupePreTrainedModel(PreTrainedModel):
+class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
     """What all EUPE models share: loading that never leaves an encoder random, and saving that is complete."""
 
     config_class = EupeConfig
@@ -168,33 +162,12 @@ class EupePreTrainedModel(PreTrainedModel):
             )
         return info
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save weights, config, and what a process without this package needs to load them.
-
-        Arguments as in `transformers.PreTrainedModel.save_pretrained`. Beside weights and config the folder gets the
-        modelling files (for `trust_remote_code=True`) and, where they are not there yet, the configuration of the
-        default image processor and a model card with the licence of the weights.
-        """
-        folder = Path(save_directory)
-        if is_main_process and not folder.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            if getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves the adapter alone
-                save_model_config(self.config, type(self).__name__, folder)
-            # a subclass of somebody else stays where it is: his script is not for publishing
-            is_ours = type(self).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
-            custom_object_save(self if is_ours else EupeModel, folder)
-            known = (type(self) if is_ours else EupeModel)._auto_classes()
-            auto_map = {auto: f"{c.__module__.split('.')[-1]}.{c.__name__}" for auto, c in known.items()}
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
-            if not (folder / IMAGE_PROCESSOR_NAME).exists():
-                self._default_processor().save_pretrained(folder)
-            if not (folder / "README.md").exists():
-                model_card(self).save(folder / "README.md")
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+    @classmethod
+    def _plain_class(cls) -> type:
+        return EupeModel
 
     @classmethod
     def _auto_classes(cls) -> dict[str, type]:
-        """What the Auto classes make of a folder that this class saves."""
         known: dict[str, type] = {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
         return known | ({cls._task_auto_class: cls} if cls._task_auto_class else {})
 
@@ -202,83 +175,8 @@ class EupePreTrainedModel(PreTrainedModel):
         side = self.base_model.config.image_size
         return EupeImageProcessorPil(size={"height": side, "width": side})
 
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        # transformers uploads what is newer than these; what `save_pretrained` adds was written just before
-        timestamps = super()._get_files_timestamps(working_dir)
-        return {name: t for name, t in timestamps.items() if not re.fullmatch(_ADDED_FILES, name)}
-
-    def _upload_modified_files(
-        self,
-        working_dir: str | os.PathLike,
-        repo_id: str,
-        files_timestamps: dict[str, float],
-        token: bool | str | None = None,
-        revision: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        # transformers writes its own card last, just before the upload: keep one that somebody wrote, but never let
-        # the weights go out without their licence.
-        path = Path(working_dir) / "README.md"
-        card = ModelCard.load(path) if path.exists() else None
-        if card is None or "has been automatically generated" in card.text:
-            tags = (card.data.tags or []) if card is not None else []
-            model_card(self, tags).save(path)
-        elif not card.data.license:
-            for name, value in WEIGHTS_LICENSE.items():
-                setattr(card.data, name, value)
-            card.save(path)
-        # Nor does the default image processor replace one that was pushed before.
-        path = Path(working_dir) / IMAGE_PROCESSOR_NAME
-        is_default = path.exists() and path.read_text(encoding="utf-8") == self._default_processor().to_json_string()
-        if is_default and file_exists(repo_id, IMAGE_PROCESSOR_NAME, revision=revision, token=token):
-            files_timestamps = {**files_timestamps, IMAGE_PROCESSOR_NAME: math.inf}
-        return super()._upload_modified_files(
-            working_dir, repo_id, files_timestamps, token=token, revision=revision, **kwargs
-        )
-
-
-def model_card(model: EupePreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
-    """A minimal model card: what it is, how to load it, and the licence that comes with the weights.
-
-    Args:
-        model: The model that the card goes with.
-        tags: Tags to list beside "eupe".
-
-    Returns:
-        The card, ready to `save`.
-    """
-    name = model.config.name_or_path
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=model._pipeline_tag,
-        tags=["eupe", *(tag for tag in tags if tag != "eupe")],
-        base_model=name if name.count("/") == 1 and not Path(name).exists() else None,
-        **WEIGHTS_LICENSE,
-    )
-    auto_class = model._task_auto_class or "AutoModel"
-    encoder = model.base_model.config
-    family = "ViT" if encoder.backbone_type == "vit" else "ConvNeXt"
-    text = f"""---
-{data.to_yaml()}
----
-
-# {type(model).__name__}, EUPE {family}, width {encoder.hidden_size}
-
-An Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387) saved by eupe-hf.
-
-```python
-from transformers import AutoImageProcessor, {auto_class}
-
-processor = AutoImageProcessor.from_pretrained("PATH", trust_remote_code=True)
-model = {auto_class}.from_pretrained("PATH", trust_remote_code=True)
-```
-
-With the package installed (`import eupe_hf`) `trust_remote_code` is not needed.
-
-The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives and outputs, and asks
-that the agreement be passed on and the use be acknowledged.
-"""
-    return ModelCard(text)
+    def _new_card(self, tags: Sequence[str] = ()) -> ModelCard:
+        return model_card(self, tags)
 
 
 class _EupeEncoderModel(EupePreTrainedModel):

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from harness import names, pipelines
-from harness.subject import ImageProcessorSpec, Subject, VisionFamily
+from harness.subject import ImageProcessorSpec, ProcessorSpec, Subject, VisionFamily, VlmFamily
 from harness.vision import VisionModelTests
 from tests.pipelines._local import LocalPipelineTests
-from transformers import AutoModelForObjectDetection
+from transformers import AutoModelForObjectDetection, LlamaConfig
 
 from eupe_hf import (
     EupeBackbone,
@@ -21,6 +21,10 @@ from eupe_hf import (
     EupeForObjectDetection,
     EupeForSegmentation,
     EupeImageProcessorPil,
+    EupeLlavaConfig,
+    EupeLlavaForConditionalGeneration,
+    EupeLlavaModel,
+    EupeLlavaProcessor,
     EupeModel,
     EupeMultiTaskConfig,
 )
@@ -212,6 +216,63 @@ image_processor = ImageProcessorSpec(
     },
 )
 
+
+def _llava_config(vision: EupeConfig) -> EupeLlavaConfig:
+    text = LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return EupeLlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
+
+
+def _vit_llava_config() -> EupeLlavaConfig:
+    tower = {"image_size": 8, "patch_size": 4, "hidden_size": 32, "intermediate_size": 37}
+    return _llava_config(EupeConfig(**tower, num_hidden_layers=2, num_attention_heads=4, num_register_tokens=2))
+
+
+def _convnext_llava_config() -> EupeLlavaConfig:
+    return _llava_config(
+        EupeConfig(backbone_type="convnext", image_size=16, hidden_sizes=[16, 32], depths=[1, 1])  # stride 8
+    )
+
+
+vit_llava = VlmFamily(
+    name="vit_llava",
+    config_class=EupeLlavaConfig,
+    model_class=EupeLlavaModel,
+    generation_class=EupeLlavaForConditionalGeneration,
+    tiny_config=_vit_llava_config,
+    config_common_properties=["image_token_index", "vision_feature_layer", "scale_factor"],
+    # the mask token takes part only where patches are masked, which a VLM never does
+    all_params_have_gradient=False,
+)
+convnext_llava = dataclasses.replace(
+    vit_llava,
+    name="convnext_llava",
+    tiny_config=_convnext_llava_config,
+    image_size=16,
+    all_params_have_gradient=True,
+    skips={"test_get_image_features_attentions": "a ConvNeXt has no attention"},
+)
+
+processor = ProcessorSpec(
+    name="eupe_llava",
+    processor_class=EupeLlavaProcessor,
+    image_processor=lambda: EupeImageProcessorPil(size={"height": 18, "width": 18}),
+    kwargs={"patch_size": 6},
+)
+
 SUBJECT = Subject(
-    name="eupe", vision=[vit, convnext, vit_multi_task, convnext_multi_task], image_processors=[image_processor]
+    name="eupe",
+    vision=[vit, convnext, vit_multi_task, convnext_multi_task],
+    vlm=[vit_llava, convnext_llava],
+    image_processors=[image_processor],
+    processors=[processor],
 )

@@ -1,0 +1,107 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of a vision-language model: an EUPE encoder, a projector and a causal language model."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, LlavaConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .configuration_eupe import FOLDER_FIELDS, EupeConfig
+
+
+@strict
+class EupeLlavaConfig(LlavaConfig):
+    """transformers' `LlavaConfig` with an EUPE encoder as `vision_config`, and what only EUPE towers have.
+
+    Args:
+        vision_config: The tower: an `EupeConfig` or its fields, by default EUPE ViT-S. Its `image_size` is the side to
+            which the default image processor squashes.
+        text_config: The language model, any causal one of transformers; by default LLaMA's.
+        image_token_index: Id of the token that stands for one image feature; also `image_token_id`.
+        vision_feature_layer: Which hidden state of the tower is projected: 0 is the embeddings, i + 1 the output of
+            block i, -1 the last. A list concatenates several. All pass through the tower's final norm. A ConvNeXt has
+            the last alone.
+        vision_feature_select_strategy: "default": patch tokens only, neither class token nor registers.
+        scale_factor: Side of the squares of patches that the projector joins into one token: 2 makes 144 tokens of
+            576. Rows and columns that fill no square are left out.
+        projector_hidden_act: Activation between the projector's two layers.
+        multimodal_projector_bias: Whether these have a bias.
+        lm_head_bias: Whether the language model's head has a bias, as Phi's.
+        tie_word_embeddings: Whether head and embeddings share their weights; follows from `text_config`.
+        image_seq_length: Tokens of an image of `vision_config.image_size` squared; follows from the others.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: A field has the wrong type or an impossible value.
+        ValueError: A layer that the tower does not have, or a `scale_factor` below 1.
+
+    Example:
+
+    ```python
+    >>> from eupe_hf import EupeLlavaConfig, variant_config
+
+    >>> config = EupeLlavaConfig(vision_config=variant_config("eupe-b", image_size=384))
+    >>> config.image_seq_length
+    576
+    >>> EupeLlavaConfig(vision_config=variant_config("eupe-b", image_size=384), scale_factor=2).image_seq_length
+    144
+
+    ```
+    """
+
+    model_type = "eupe_llava"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=EupeConfig),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: Any = None
+    image_seq_length: int | None = None
+    vision_feature_select_strategy: Literal["default"] = "default"
+    vision_feature_layer: int | list[int] = -1
+    scale_factor: int = 1
+    lm_head_bias: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = self.vision_config.to_dict()
+        given: dict[str, Any] = self.vision_config or {}
+        model_type = given.get("model_type", EupeConfig.model_type)
+        if model_type != EupeConfig.model_type:
+            raise ValueError(f"vision_config must be an EupeConfig, got model_type {model_type!r}.")
+        # what belongs to the folder that the tower came from stays there
+        self.vision_config = {key: value for key, value in given.items() if key not in FOLDER_FIELDS}
+        super().__post_init__(**kwargs)
+        self.validate_architecture()  # before the number of tokens is made of impossible values
+        side = self.vision_config.image_size // (self.vision_config.patch_size * self.scale_factor)
+        self.image_seq_length = side**2
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict`. Raises `ValueError` naming the field."""
+        if self.scale_factor < 1:
+            raise ValueError(f"scale_factor must be at least 1, got {self.scale_factor}.")
+        self.feature_layers(self.vision_feature_layer)
+
+    def feature_layers(self, layers: int | list[int]) -> list[int]:
+        """Hidden states of the tower by number, from 0.
+
+        Args:
+            layers: As `vision_feature_layer`.
+
+        Raises:
+            ValueError: The tower has no such layer, or it is a stage of a ConvNeXt that has no norm.
+        """
+        tower = self.vision_config
+        count = tower.num_stages + 1
+        chosen = [layers] if isinstance(layers, int) else list(layers)
+        if not chosen or not all(-count <= layer < count for layer in chosen):
+            raise ValueError(f"vision_feature_layer must be from {-count} to {count - 1}, got {layers}.")
+        chosen = [layer % count for layer in chosen]
+        if tower.backbone_type == "convnext" and chosen != [count - 1]:
+            raise ValueError(
+                f"vision_feature_layer of a ConvNeXt must be -1, got {layers}: its last stage alone has a norm."
+            )
+        return chosen
+
+
+__all__ = ["EupeLlavaConfig"]

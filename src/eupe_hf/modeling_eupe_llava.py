@@ -1,0 +1,445 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""EUPE as the vision tower of transformers' LLaVA: tower, projector and any causal language model."""
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llava.modeling_llava import (
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaMultiModalProjector,
+    LlavaPreTrainedModel,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_eupe_llava import EupeLlavaConfig
+from .modeling_eupe import EupeModel
+from .modeling_eupe_saving import EupeSavingMixin, llava_card
+from .processing_eupe_llava import EupeLlavaProcessor, end_of_turn_id
+
+
+_Model = TypeVar("_Model", bound="EupeLlavaPreTrainedModel")
+
+
+class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
+    """What the VLM classes share: loading that leaves nothing random, and saving that is complete."""
+
+    config_class = EupeLlavaConfig
+    config: EupeLlavaConfig
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> _Model:
+        """Load a model, or the folder of an adapter with its base. Arguments as in transformers.
+
+        Raises:
+            OSError: The model, or the base of an adapter, is not to be had.
+            ValueError: The checkpoint lacks weights, which transformers would initialise at random. With
+                `output_loading_info=True` nothing is raised, the info lists the missing keys.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if missing and pretrained_model_name_or_path is not None and not output_loading_info:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} weights of {cls.__name__}, among them "
+                f"{', '.join(missing[:3])}. EupeLlavaForConditionalGeneration.from_vision_text joins an encoder and a "
+                "language model."
+            )
+        loaded: Any = (model, info) if output_loading_info else model
+        return loaded
+
+    @classmethod
+    def _plain_class(cls) -> type:
+        return EupeLlavaForConditionalGeneration
+
+    @classmethod
+    def _auto_classes(cls) -> dict[str, type]:
+        return {
+            "AutoConfig": EupeLlavaConfig,
+            "AutoModel": EupeLlavaModel,
+            "AutoModelForImageTextToText": EupeLlavaForConditionalGeneration,
+            "AutoProcessor": EupeLlavaProcessor,
+        }
+
+    def _new_card(self, tags: Sequence[str] = ()) -> ModelCard:
+        return llava_card(self, tags)
+
+
+class EupeLlavaProjector(LlavaMultiModalProjector):
+    """LLaVA's two layers with GELU; before them `scale_factor` squared patches are joined into one token."""
+
+    def __init__(self, config: EupeLlavaConfig):
+        super().__init__(config)
+        self.scale_factor = config.scale_factor
+        if self.scale_factor > 1:
+            layer: nn.Linear = self.linear_1
+            width = layer.in_features * self.scale_factor**2
+            self.linear_1 = nn.Linear(width, layer.out_features, bias=config.multimodal_projector_bias)
+
+    def forward(self, image_features: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """Project the features of a grid of patches.
+
+        Args:
+            image_features: (N, H * W, C), row-major; C counts all layers.
+            grid: H and W; by default the grid is square. Read where `scale_factor` is above 1.
+
+        Returns:
+            (N, H // scale_factor * W // scale_factor, width of the language model), row-major.
+
+        Raises:
+            ValueError: The grid does not fit the features.
+        """
+        if self.scale_factor > 1:
+            side = round(image_features.shape[1] ** 0.5)
+            grid = grid or (side, side)
+            if grid[0] * grid[1] != image_features.shape[1]:
+                raise ValueError(f"{image_features.shape[1]} features are no grid of {grid[0]} x {grid[1]} patches.")
+            image_features = _join_squares(image_features.unflatten(1, grid), self.scale_factor)
+        return super().forward(image_features)
+
+
+def _join_squares(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """(N, H, W, C) to (N, H // side * W // side, side * side * C): each square row by row."""
+    rows, columns = maps.shape[1] // side, maps.shape[2] // side
+    maps = maps[:, : rows * side, : columns * side]
+    squares = maps.unflatten(2, (columns, side)).unflatten(1, (rows, side))  # (N, rows, side, columns, side, C)
+    return squares.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
+    """transformers' `LlavaModel` on an EUPE tower: `vision_tower`, `multi_modal_projector`, `language_model`.
+
+    A frozen tower (`model.vision_tower.requires_grad_(False)`) has nothing random in it, also in train mode.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import LlamaConfig
+    >>> from eupe_hf import EupeLlavaConfig, EupeLlavaModel, variant_config
+
+    >>> text = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = EupeLlavaModel(EupeLlavaConfig(vision_config=variant_config("eupe-t"), text_config=text)).eval()
+    >>> features = model.get_image_features(torch.zeros(2, 3, 64, 96)).pooler_output  # random weights
+    >>> [tuple(image.shape) for image in features]
+    [(24, 64), (24, 64)]
+
+    ```
+    """
+
+    def __init__(self, config: EupeLlavaConfig):
+        super(LlavaModel, self).__init__(config)  # past LlavaModel, whose AutoModel needs the package
+        self.vision_tower = EupeModel(config.vision_config)
+        self.multi_modal_projector = EupeLlavaProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Image tokens as the language model reads them.
+
+        Args:
+            pixel_values: (N, 3, H, W), normalised, of all images of the batch in the order of their places.
+            vision_feature_layer: As in the configuration, by default its.
+            vision_feature_select_strategy: `None` or "default".
+            image_sizes: (N, 2), height and width in pixels where images of different sizes were padded at the bottom
+                and the right: each is encoded as if it were alone.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `pooler_output`: one (tokens, width of the language model) per image: its normed patch tokens, row-major,
+            projected. Where all images are of one size, the rest is as in `EupeModel.forward`, `last_hidden_state`
+            with the tower's prefix tokens.
+
+        Raises:
+            ValueError: A layer that the tower does not have, another strategy, or an image too small for one token.
+        """
+        if vision_feature_select_strategy not in (None, "default"):
+            raise ValueError(
+                "vision_feature_select_strategy must be 'default', patch tokens alone, got "
+                f"{vision_feature_select_strategy!r}."
+            )
+        config = self.config
+        layers = config.feature_layers(
+            config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        )
+        if image_sizes is None:
+            return self._encode(pixel_values, layers, **kwargs)
+        sizes = [tuple(size) for size in torch.as_tensor(image_sizes).tolist()]
+        if len(sizes) != len(pixel_values):
+            raise ValueError(f"image_sizes must have one row per image, {len(pixel_values)}, got {len(sizes)}.")
+        features: list[Any] = [None] * len(sizes)
+        for height, width in dict.fromkeys(sizes):
+            chosen = [i for i, size in enumerate(sizes) if size == (height, width)]
+            outputs = self._encode(pixel_values[chosen, :, :height, :width], layers, **kwargs)
+            for i, feature in zip(chosen, outputs.pooler_output, strict=True):
+                features[i] = feature
+        return outputs if len(set(sizes)) == 1 else BaseModelOutputWithPooling(pooler_output=features)
+
+    def _encode(self, pixel_values: torch.Tensor, layers: list[int], **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Image tokens of images of one size."""
+        tower = self.vision_tower
+        stride, last = tower.config.patch_size, tower.config.num_stages
+        height, width = pixel_values.shape[-2:]
+        grid = (height // stride, width // stride)
+        if min(grid) < self.config.scale_factor:
+            least = stride * self.config.scale_factor
+            raise ValueError(f"An image must be at least {least} x {least} pixels, one token, got {height} x {width}.")
+        returned = tower.config.selected_hidden_states(kwargs.pop("output_hidden_states", None))
+        asked = sorted(returned | {layer for layer in layers if layer != last})
+        outputs = tower(pixel_values, output_hidden_states=asked, **kwargs)
+        tokens = [
+            outputs.last_hidden_state if layer == last else tower.norm(outputs.hidden_states[layer])
+            for layer in layers
+        ]
+        patches = torch.cat([layer[:, tower.config.num_prefix_tokens :] for layer in tokens], dim=-1)
+        patches = patches.to(self.multi_modal_projector.linear_1.weight.dtype)
+        outputs.pooler_output = list(self.multi_modal_projector(patches, grid))
+        if outputs.hidden_states is not None:
+            states = enumerate(outputs.hidden_states)
+            outputs.hidden_states = tuple(s if i in returned else None for i, s in states) if returned else None
+        return outputs
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Where image features go: a mask (B, tokens, 1).
+
+        Args:
+            input_ids: (B, tokens), or `None` to find the image token's embedding.
+            inputs_embeds: (B, tokens, C).
+            image_features: (features, C), of all images together.
+
+        Raises:
+            ValueError: More or fewer image tokens than features, or a prompt beyond the language model's context.
+        """
+        if input_ids is None:
+            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        count = image_features.shape[0]
+        limit, length = getattr(self.config.text_config, "max_position_embeddings", None), inputs_embeds.shape[1]
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"The prompt has {length} tokens, the language model takes at most {limit}; the batch holds {count} "
+                "image tokens. Give fewer or smaller images (size= of the processor), or train with scale_factor=2."
+            )
+        torch_compilable_check(
+            mask.sum() == count,
+            lambda: (
+                f"Image features and image tokens do not match: the prompts hold {int(mask.sum())} image tokens, the "
+                f"images give {count} features. Make both with one call of the processor, whose patch_size and "
+                f"scale_factor must be the model's ({self.config.vision_config.patch_size} and "
+                f"{self.config.scale_factor}), and do not truncate prompts."
+            ),
+        )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+
+def _new_head(config: EupeLlavaConfig) -> nn.Linear:
+    text, softcap = config.text_config, getattr(config.text_config, "final_logit_softcapping", None)
+    sizes, bias = (text.hidden_size, text.vocab_size), config.lm_head_bias
+    return _SoftcappedLinear(*sizes, bias=bias, softcap=softcap) if softcap else nn.Linear(*sizes, bias=bias)
+
+
+class _SoftcappedLinear(nn.Linear):
+    """The head of a language model that bounds its logits, as Gemma 2's."""
+
+    def __init__(self, *args: Any, softcap: float, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.softcap = softcap
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # torch's name
+        return self.softcap * torch.tanh(super().forward(input) / self.softcap)
+
+
+class EupeLlavaForConditionalGeneration(EupeLlavaPreTrainedModel, LlavaForConditionalGeneration, GenerationMixin):
+    """transformers' `LlavaForConditionalGeneration` on an EUPE tower. `from_vision_text` makes one of two models.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import LlamaConfig
+    >>> from eupe_hf import EupeLlavaConfig, EupeLlavaForConditionalGeneration, variant_config
+
+    >>> text = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    >>> config = EupeLlavaConfig(vision_config=variant_config("eupe-t"), text_config=text, image_token_index=7)
+    >>> model = EupeLlavaForConditionalGeneration(config).eval()  # random weights
+    >>> prompt = torch.tensor([[1, *[7] * 16, 5]])  # 64 x 64 pixels are 16 tokens
+    >>> model(input_ids=prompt, pixel_values=torch.zeros(1, 3, 64, 64)).logits.shape
+    torch.Size([1, 18, 32000])
+
+    ```
+    """
+
+    def __init__(self, config: EupeLlavaConfig):
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = EupeLlavaModel(config)
+        self.lm_head = _new_head(config)
+        self._tie_to(self.model.language_model)
+        self.post_init()
+
+    def _tie_to(self, language_model: PreTrainedModel) -> None:
+        # transformers' class ties the head to "embed_tokens"; not all language models call it that
+        embeddings = language_model.get_input_embeddings()
+        name = next(name for name, module in language_model.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The language model without its head, `model.language_model`."""
+        return self.model.language_model
+
+    @property
+    def vision_tower(self) -> EupeModel:
+        """The encoder, `model.vision_tower`."""
+        return self.model.vision_tower
+
+    @property
+    def multi_modal_projector(self) -> EupeLlavaProjector:
+        """The projector, `model.multi_modal_projector`."""
+        return self.model.multi_modal_projector
+
+    @classmethod
+    def from_vision_text(
+        cls,
+        vision: EupeModel | str | os.PathLike,
+        text: PreTrainedModel | str | os.PathLike,
+        *,
+        tokenizer: Any = None,
+        image_size: int = 384,
+        vision_feature_layer: int | list[int] = -1,
+        scale_factor: int = 1,
+        image_token: str = "<image>",
+        chat_template: str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> tuple["EupeLlavaForConditionalGeneration", EupeLlavaProcessor]:
+        """Join an encoder and a language model. The projector between them is new, and to be trained.
+
+        Args:
+            vision: The encoder: a model, which is taken over, not copied; or a short name, a Hub id, a folder.
+            text: The language model: the same. Any causal one whose logits are a linear head's, soft-capped or not.
+            tokenizer: The language model's; by default loaded from where `text` is. It gets an image token, a padding
+                token if it has none, a chat template (see `default_chat_template`), and pads on the left.
+            image_size: Side in pixels to which the processor squashes images.
+            vision_feature_layer: As in `EupeLlavaConfig`.
+            scale_factor: As in `EupeLlavaConfig`.
+            image_token: What stands for an image in a prompt.
+            chat_template: Instead of the default.
+            dtype: Of the whole model, by default the language model's. Where the projector is to be trained without
+                autocast, `torch.float32`.
+
+        Returns:
+            The model, in eval mode, and its processor.
+
+        Raises:
+            OSError: A model is not to be had.
+            ValueError: No tokenizer, an `image_size` that gives no token, or a language model whose logits would
+                change: those of text alone are compared.
+        """
+        tower = vision if isinstance(vision, PreTrainedModel) else EupeModel.from_pretrained(vision)
+        if not isinstance(tower, EupeModel):
+            raise ValueError(f"vision must be an EupeModel or where one is, got {type(tower).__name__}.")
+        source = text.name_or_path if isinstance(text, PreTrainedModel) else text
+        if tokenizer is None:
+            if not source:
+                raise ValueError("text has no name to load a tokenizer from: pass tokenizer=.")
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        causal = text if isinstance(text, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(text)
+        causal = causal.to(_dtype(dtype) or causal.dtype)
+        before = _text_logits(causal)
+        config = EupeLlavaConfig(
+            vision_config={**tower.config.to_dict(), "image_size": image_size},
+            text_config=causal.config.get_text_config(),
+            vision_feature_layer=vision_feature_layer,
+            scale_factor=scale_factor,
+            lm_head_bias=getattr(causal.get_output_embeddings(), "bias", None) is not None,
+        )
+        processor = EupeLlavaProcessor.from_tokenizer(
+            tokenizer, config.vision_config, scale_factor, image_token, chat_template
+        )
+        processor.image_tokens(image_size, image_size)  # refuses too small a size
+        if len(processor.tokenizer) > causal.get_input_embeddings().num_embeddings:
+            causal.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
+        config.text_config, config.image_token_index = causal.config.get_text_config(), processor.image_token_id
+        model = cls._join(config, tower.to(causal.dtype), causal)
+        if chat_template is None:
+            model._stop_at(end_of_turn_id(tokenizer))
+        after = _text_logits(model)[..., : before.shape[-1]]
+        if not torch.allclose(before, after, atol=1e-3, rtol=1e-3):
+            raise ValueError(
+                f"{type(causal).__name__} does more to its logits than a linear head: those of text would change "
+                f"by up to {(before - after).abs().max():.3g}. Such a language model is not supported."
+            )
+        return model, processor
+
+    @classmethod
+    def _join(
+        cls, config: EupeLlavaConfig, tower: EupeModel, causal: PreTrainedModel
+    ) -> "EupeLlavaForConditionalGeneration":
+        decoder, head = causal.base_model, causal.get_output_embeddings()
+        config.vision_config._attn_implementation = tower.config._attn_implementation
+        config.text_config._attn_implementation = causal.config._attn_implementation
+        config.vision_config.name_or_path, config.dtype = tower.config.name_or_path, causal.dtype
+        with torch.device("meta"):
+            model = cls(config)
+        if type(model.model.language_model) is not type(decoder):
+            raise ValueError(
+                f"{type(causal).__name__} is no plain causal language model: pass AutoModelForCausalLM's."
+            )
+        tower.config.image_size = config.vision_config.image_size
+        model.model.vision_tower, model.model.language_model = tower, decoder
+        projector = EupeLlavaProjector(config)
+        for module in projector.modules():
+            model._init_weights(module)
+        model.model.multi_modal_projector = projector.to(causal.device, causal.dtype)
+        tower.to(causal.device)
+        model.lm_head.weight, model.lm_head.bias = head.weight, head.bias
+        model.tie_weights()
+        model.generation_config = copy.deepcopy(causal.generation_config)
+        return model.eval()
+
+    def _stop_at(self, token_id: int | None) -> None:
+        ends = self.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        if token_id is not None and token_id not in ends:
+            self.generation_config.eos_token_id = [*ends, token_id]
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+@torch.no_grad()
+def _text_logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of a few tokens, in float32, (1, 4, vocabulary)."""
+    was_training = model.training
+    ids = torch.arange(5, 9, device=model.device)[None]  # any but the first, which are special
+    logits = model.eval()(input_ids=ids).logits.float()
+    model.train(was_training)
+    return logits
+
+
+__all__ = ["EupeLlavaForConditionalGeneration", "EupeLlavaModel", "EupeLlavaPreTrainedModel", "EupeLlavaProjector"]
