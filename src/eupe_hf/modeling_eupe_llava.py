@@ -83,11 +83,11 @@ class EupeLlavaProjector(LlavaMultiModalProjector):
 
     def __init__(self, config: EupeLlavaConfig):
         super().__init__(config)
-        self.scale_factor = config.scale_factor
+        self.scale_factor, text_width = config.scale_factor, config.text_config.hidden_size
         if self.scale_factor > 1:
-            layer: nn.Linear = self.linear_1
-            width = layer.in_features * self.scale_factor**2
-            self.linear_1 = nn.Linear(width, layer.out_features, bias=config.multimodal_projector_bias)
+            count = len(config.feature_layers(config.vision_feature_layer))
+            width = config.vision_config.hidden_size * count * self.scale_factor**2
+            self.linear_1 = nn.Linear(width, text_width, bias=config.multimodal_projector_bias)
 
     def forward(self, image_features: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """Project the features of a grid of patches.
