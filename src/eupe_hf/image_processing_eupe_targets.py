@@ -67,6 +67,17 @@ class EupeTargetsMixin(BaseImageProcessor):
     semantic_loss_ignore_index = 255
     format = "coco_detection"
 
+    def processed_sizes(self, sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[int, int]]:
+        """Height and width in pixels of what a call makes of images of these sizes, without making it.
+
+        Args:
+            sizes: Height and width of each image, with EXIF rotation undone.
+            **options: As a call takes them.
+        """
+        own = {name: getattr(self, name) for name in self._valid_kwargs_names}
+        options = self._standardize_kwargs(**{**own, **options})
+        return [(rows.size, columns.size) for rows, columns in _place(sizes, **options)]
+
     def _preprocess_image_like_inputs(
         self, images: Any, segmentation_maps: Any = None, annotations: Any = None, **kwargs: Any
     ) -> BatchFeature:
@@ -169,11 +180,6 @@ def _place(sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[_Axis
     largest = (max(axis.size for axis in axes) for axes in zip(*placements, strict=True))
     height, width = (-(-side // divisor) * divisor for side in largest)
     return [(rows.pad(height), columns.pad(width)) for rows, columns in placements]
-
-
-def processed_sizes(sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[int, int]]:
-    """Height and width in pixels of what the processor makes of images, by their sizes and all of its options."""
-    return [(rows.size, columns.size) for rows, columns in _place(sizes, **options)]
 
 
 # ---- targets ----

@@ -402,7 +402,8 @@ class EupeLlavaForConditionalGeneration(EupeLlavaPreTrainedModel, LlavaForCondit
         decoder, head = causal.base_model, causal.get_output_embeddings()
         config.vision_config._attn_implementation = tower.config._attn_implementation
         config.text_config._attn_implementation = causal.config._attn_implementation
-        config.vision_config.name_or_path, config.dtype = tower.config.name_or_path, causal.dtype
+        config.vision_config.name_or_path = tower.config.name_or_path
+        config.dtype = config.vision_config.dtype = config.text_config.dtype = causal.dtype
         with torch.device("meta"):
             model = cls(config)
         if type(model.model.language_model) is not type(decoder):

@@ -15,7 +15,6 @@ from transformers.processing_utils import MultiModalData
 
 from .configuration_eupe import EupeConfig
 from .image_processing_eupe import EupeImageProcessor
-from .image_processing_eupe_targets import processed_sizes
 
 
 class _ChatFormat(NamedTuple):
@@ -192,7 +191,7 @@ class EupeLlavaProcessor(LlavaProcessor):
         tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
-        tokenizer.padding_side = "left"
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
         tokenizer.chat_template = chat_template or default_chat_template(tokenizer, image_token)
         side = vision_config.image_size
         return cls(
@@ -241,10 +240,7 @@ class EupeLlavaProcessor(LlavaProcessor):
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         if image_sizes is None:
             return MultiModalData()
-        processor = self.image_processor
-        options = {name: getattr(processor, name) for name in processor._valid_kwargs_names}
-        options |= self._merge_kwargs(**kwargs)["images_kwargs"]
-        sizes = processed_sizes(image_sizes, **options)
+        sizes = self.image_processor.processed_sizes(image_sizes, **self._merge_kwargs(**kwargs)["images_kwargs"])
         return MultiModalData(
             num_image_tokens=[self.image_tokens(*size) for size in sizes], num_image_patches=[1] * len(sizes)
         )
