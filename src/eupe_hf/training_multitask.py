@@ -223,9 +223,9 @@ def collate_task(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class MultiTaskTrainer(RecipeTrainer):
     """`RecipeTrainer` for an `EupeForMultiTask`: each step takes batches of every task, each evaluation all of them.
 
-    The loss is the mean over the tasks of their losses, each times its weight. Metrics are those of each task, with
-    its name before theirs; "score" is the mean over the tasks of the one that counts: accuracy, mean IoU, delta1 and
-    average precision, which are shares between 0 and 1.
+    The loss is the mean over the tasks of their losses, each times its weight. Metrics are those of each task and its
+    loss without the weight, with its name before theirs; "score" is the mean over the tasks of the one that counts:
+    accuracy, mean IoU, delta1 and average precision, which are shares between 0 and 1.
 
     Args:
         tasks: The tasks by name.
@@ -270,7 +270,7 @@ class MultiTaskTrainer(RecipeTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TaskOrder:
         batches = self.args.gradient_accumulation_steps // len(self.tasks) * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return TaskOrder(self.train_dataset, self.args.train_batch_size * batches, seed, self.epoch_of)
+        return TaskOrder(self.train_dataset, self._train_batch_size * batches, seed, self.epoch_of)
 
     def evaluate(
         self,
