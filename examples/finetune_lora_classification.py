@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForImageClassification
-from eupe_hf.augmentation import Augmentation, TrainingRows
+from eupe_hf.augmentation import TrainingRows, training_augmentation
 from eupe_hf.evaluation import ClassificationMetrics
 from eupe_hf.training import (
     RecipeTrainer,
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         model = adapt(model, model_args)
 
-        # 4. The processor squashes images to a square, as upstream's does; training crops, mirrors and recolours them.
+        # 4. The processor squashes images to a square, as upstream's does. Training takes a random part of 8 to 100 %
+        #    of each image, as in peft's recipe, mirrors and recolours it.
         processor = AutoImageProcessor.from_pretrained(model_args.encoder)
         processor.size = {"height": data_args.size, "width": data_args.size}
-        # a random part of 8 to 100 % of each image, as in peft's recipe
-        augment = Augmentation(data_args.size, (0.08, 1.0), "area", data_args.flip, data_args.colour)
-        train = TrainingRows(data.train, processor, "class", augment if data_args.augment else None, args.seed)
+        augment = training_augmentation("classification", data_args)
+        train = TrainingRows(data.train, processor, "class", augment, args.seed)
         evaluation = TrainingRows(data.evaluation, processor, "class")
 
         # 5. The Trainer, with learning rates by depth, and metrics that are counted batch by batch.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForDepthEstimation
-from eupe_hf.augmentation import Augmentation
+from eupe_hf.augmentation import training_augmentation
 from eupe_hf.training import RecipeTrainer, StreamingMetrics, adapt, one_sentence, parse_recipe
 from eupe_hf.training_depth import (
     DEPTH_DEFAULTS,
@@ -53,10 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         #    recolours it, and changes no scale: the same room looks larger when it is nearer.
         processor = AutoImageProcessor.from_pretrained(model_args.encoder)
         processor.size = {"height": data_args.size, "width": data_args.size}
-        scale = data_args.size / crop
-        augment = Augmentation(crop, (scale, scale), "window", data_args.flip, data_args.colour, fill=0)
+        augment = training_augmentation("depth", data_args, crop)
         options = {"seed": args.seed, "depth_scale": data_args.depth_scale}
-        train = DepthRows(data.train, processor, "mask", augment if data_args.augment else None, **options)
+        train = DepthRows(data.train, processor, "mask", augment, **options)
         evaluation = DepthRows(data.evaluation, processor, "mask", **options)
 
         # 5. The Trainer, with learning rates by depth, and metrics that are counted batch by batch.

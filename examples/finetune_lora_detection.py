@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForObjectDetection
-from eupe_hf.augmentation import Augmentation
+from eupe_hf.augmentation import training_augmentation
 from eupe_hf.metrics import require
 from eupe_hf.training import StreamingMetrics, adapt, one_sentence, parse_recipe
 from eupe_hf.training_detection import (
@@ -57,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         #    them, mirrors and recolours them: the "standard scale jittering" of arXiv 2012.07177.
         processor = AutoImageProcessor.from_pretrained(model_args.encoder)
         processor.size = {"height": data_args.size, "width": data_args.size}
-        augment = Augmentation(data_args.size, (0.8, 1.25), "window", data_args.flip, data_args.colour, boxes=True)
-        train = DetectionRows(data.train, processor, augment if data_args.augment else None, args.seed)
+        train = DetectionRows(data.train, processor, training_augmentation("detection", data_args), args.seed)
         evaluation = DetectionRows(data.evaluation, processor)
 
         # 5. The Trainer, with learning rates by depth, and average precision at each evaluation.

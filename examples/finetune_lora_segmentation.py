@@ -15,12 +15,11 @@ paper's sliding window. All options of transformers' TrainingArguments work as w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForSegmentation
-from eupe_hf.augmentation import Augmentation, TrainingRows
+from eupe_hf.augmentation import TrainingRows, training_augmentation
 from eupe_hf.evaluation import SegmentationMetrics
 from eupe_hf.training import (
     RecipeTrainer,
@@ -30,15 +29,8 @@ from eupe_hf.training import (
     parse_recipe,
     predicted_classes,
 )
-from eupe_hf.training_data import DataArguments, load_segmentation
+from eupe_hf.training_data import SegmentationDataArguments, load_segmentation
 from eupe_hf.training_report import finish
-
-
-@dataclass
-class SegmentationDataArguments(DataArguments):
-    """Options of the data, and of label maps."""
-
-    reduce_labels: bool = field(default=False, metadata={"help": "label 0 is ignored, 1 is the first class"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processor = AutoImageProcessor.from_pretrained(model_args.encoder)
         processor.size = {"height": data_args.size, "width": data_args.size}
         processor.do_reduce_labels = data_args.reduce_labels
-        augment = Augmentation(data_args.size, (0.5, 2.0), "side", data_args.flip, data_args.colour, fill=ignore)
-        train = TrainingRows(data.train, processor, "mask", augment if data_args.augment else None, args.seed)
+        augment = training_augmentation("segmentation", data_args, fill=ignore)
+        train = TrainingRows(data.train, processor, "mask", augment, args.seed)
         evaluation = TrainingRows(data.evaluation, processor, "mask")
 
         # 5. The Trainer, with learning rates by depth, and metrics that are counted batch by batch.

@@ -3,6 +3,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +126,20 @@ def test_multitask_inference_joins_times_and_saves(models: Path, tmp_path: Path)
     EupeForSegmentation(tiny_config("vit")).save_pretrained(tmp_path / "other")
     result = run("multitask_inference.py", "--join", f"far={models / 'far'}", "parts=other", *few, folder=tmp_path)
     assert refused(result, "do not share an encoder")
+
+
+def test_every_recipe_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes = sorted(EXAMPLES.glob("finetune_lora_*.py"))
+    tasks = ["classification", "depth", "detection", "multitask", "segmentation"]
+    assert [path.stem.removeprefix("finetune_lora_") for path in recipes] == tasks
+    for path in recipes:
+        assert len(path.read_text().splitlines()) < 200
+        script = runpy.run_path(str(path))
+        with pytest.raises(SystemExit) as exit_:
+            script["main"](["--help"])
+        shown = capsys.readouterr().out
+        assert exit_.value.code == 0 and script["__doc__"].splitlines()[0] in shown
+        data = {f"--{task}" for task in tasks if task != "multitask"} if "multitask" in path.stem else {"--dataset"}
+        assert data | {"--encoder", "--mode", "--rank", "--merge", "--layer_decay", "--max_steps"} <= set(
+            shown.replace(",", " ").split()
+        )

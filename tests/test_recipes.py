@@ -6,7 +6,6 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hub_server import TOKEN, HubServer, use_hub
 from huggingface_hub import ModelCard
 from modeling_common import tiny_config
 from PIL import Image
+from recipes_common import RESUME_TOLERANCE, Run, assert_falls, draw_classes, draw_maps, keep_evaluated, losses
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -34,10 +34,6 @@ from eupe_hf.training_data import DataArguments, load_classification, load_segme
 
 
 ROOT = Path(__file__).parents[1]
-# The largest difference of weights of a resumed run and an unbroken one: they are the same computation.
-RESUME_TOLERANCE = 1e-6
-
-Run = Callable[..., tuple[Path, str]]
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +43,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("vit", "convnext"):
         torch.manual_seed(0)
         EupeModel(tiny_config(family, layerscale_value=0.5)).save_pretrained(folder / family)
-    colours = {"red": (190, 60, 60), "blue": (60, 60, 190)}
     for split, count in (("train", 12), ("validation", 4)):
-        for name, colour in colours.items():
-            (folder / "classes" / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.array(colour) + noise.integers(-50, 50, (40, 48, 3))
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / "classes" / split / name / f"{i}.png")
-        for kind in ("images", "masks"):
-            (folder / "maps" / split / kind).mkdir(parents=True)
-        for i in range(count):
-            mask, (left, top) = np.zeros((48, 64), dtype=np.uint8), noise.integers(0, 24, 2)
-            mask[top : top + 24, left : left + 32] = 1
-            pixels = np.where(mask[..., None] == 1, colours["red"], colours["blue"])
-            pixels = pixels + noise.integers(-50, 50, (48, 64, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / "maps" / split / "images" / f"{i}.png")
-            Image.fromarray(mask).save(folder / "maps" / split / "masks" / f"{i}.png")
+        draw_classes(folder / "classes" / split, count, noise)
+        draw_maps(folder / "maps" / split, count, noise)
     (folder / "names.txt").write_text("ground\nbox\n")
     return folder
 
@@ -93,31 +76,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, material: Path, capsys:
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The logits of the last evaluation of a run, batch by batch."""
-    logits: list[torch.Tensor] = []
-    evaluate, step = RecipeTrainer.evaluate, RecipeTrainer.prediction_step
-
-    def evaluate_anew(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
-        logits.clear()
-        return evaluate(self, *args, **kwargs)
-
-    def step_and_keep(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
-        result = step(self, *args, **kwargs)
-        logits.append(result[1])
-        return result
-
-    monkeypatch.setattr(RecipeTrainer, "evaluate", evaluate_anew)
-    monkeypatch.setattr(RecipeTrainer, "prediction_step", step_and_keep)
-    return logits
-
-
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
-
-
-def assert_falls(folder: Path, factor: float) -> None:
-    found = losses(folder)
-    assert np.mean(found[-3:]) < factor * np.mean(found[:3]), found
+    return keep_evaluated(monkeypatch)
 
 
 @torch.no_grad()

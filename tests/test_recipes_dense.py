@@ -4,7 +4,6 @@
 import json
 import math
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,23 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from drawn_shapes import NAMES, draw_shapes
+from drawn_shapes import draw_shapes
 from modeling_common import tiny_config
 from PIL import Image
-from safetensors.torch import load_file
+from recipes_common import (
+    IDS,
+    Run,
+    assert_falls,
+    coco_of_shapes,
+    draw_rooms,
+    interrupt_and_resume,
+    keep_evaluated,
+    scores,
+)
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForObjectDetection, pipeline
 
 from eupe_hf import EupeForDepthEstimation, EupeForObjectDetection, EupeImageProcessorPil, EupeModel
 from eupe_hf.augmentation import Augmentation
-from eupe_hf.training import RecipeTrainer
 from eupe_hf.training_depth import BatchDepthMetrics, DepthDataArguments, DepthRows, load_depth
 from eupe_hf.training_detection import (
     DetectionDataArguments,
@@ -33,49 +40,6 @@ from eupe_hf.training_detection import (
 
 
 ROOT = Path(__file__).parents[1]
-# The largest difference of weights of a resumed run and an unbroken one: they are the same computation.
-RESUME_TOLERANCE = 1e-6
-
-Run = Callable[..., tuple[Path, str]]
-
-
-def draw_rooms(folder: Path, count: int, seed: int, unit: float = 1000, kind: str = "png") -> None:
-    """Images of a near box, bright, before a far wall, dark, with depth maps that know nothing in their first rows."""
-    noise = np.random.default_rng(seed)
-    for name in ("images", "depth"):
-        (folder / name).mkdir(parents=True)
-    for i in range(count):
-        depth, (left, top) = np.full((48, 64), 5.0), noise.integers(4, 24, 2)
-        depth[top : top + 24, left : left + 32] = 1.5
-        pixels = np.where(depth == 5, 60, 190)[..., None] + noise.integers(-40, 40, (48, 64, 3))
-        depth[:4] = 0
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{i}.png")
-        if kind == "png":
-            Image.fromarray((unit * depth).astype(np.uint16)).save(folder / "depth" / f"{i}.png")
-        else:
-            np.save(folder / "depth" / f"{i}.npy", (unit * depth).astype(">f4"))
-
-
-IDS = {"square": 3, "disc": 7, "triangle": 20}  # with gaps, as COCO's
-
-
-def coco_of_shapes(folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """Save images of shapes, and one without objects; gives COCO's JSON, with a group that has no boxes itself."""
-    folder.mkdir(parents=True)
-    images, labels = draw_shapes(count, 64, seed, smallest=0.3)
-    content: dict[str, Any] = {"images": [], "annotations": []}
-    content["categories"] = [{"id": 0, "name": "shapes", "supercategory": "none"}]
-    content["categories"] += [{"id": i, "name": name, "supercategory": "shapes"} for name, i in IDS.items()]
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        pixels = (image * 50 + 128).clamp(0, 255).permute(1, 2, 0).to(torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-        content["images"].append({"id": 100 + i, "file_name": f"{i}.png", "width": 64, "height": 64})
-        for kind, (x, y, width, height) in zip(label["class_labels"], (64 * label["boxes"]).tolist(), strict=True):
-            box = [x - width / 2, y - height / 2, width, height]
-            content["annotations"].append({"image_id": 100 + i, "bbox": box, "category_id": IDS[NAMES[int(kind)]]})
-    Image.new("RGB", (64, 48), (128, 128, 128)).save(folder / "empty.png")
-    content["images"].append({"id": 99, "file_name": "empty.png"})
-    return content
 
 
 @pytest.fixture(scope="module")
@@ -123,35 +87,7 @@ def run(tmp_path: Path, material: Path, capsys: pytest.CaptureFixture[str]) -> R
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The outputs of the model in the last evaluation of a run, batch by batch."""
-    outputs: list[Any] = []
-    evaluate, step = RecipeTrainer.evaluate, RecipeTrainer.prediction_step
-
-    def evaluate_anew(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
-        outputs.clear()
-        return evaluate(self, *args, **kwargs)
-
-    def step_and_keep(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
-        result = step(self, *args, **kwargs)
-        outputs.append(result[1])
-        return result
-
-    monkeypatch.setattr(RecipeTrainer, "evaluate", evaluate_anew)
-    monkeypatch.setattr(RecipeTrainer, "prediction_step", step_and_keep)
-    return outputs
-
-
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
-
-
-def scores(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "results.json").read_text())["metrics"]
-
-
-def assert_falls(folder: Path, factor: float) -> None:
-    found = losses(folder)
-    assert np.mean(found[-3:]) < factor * np.mean(found[:3]), found
+    return keep_evaluated(monkeypatch)
 
 
 def refused(run: Run, capsys: pytest.CaptureFixture[str], task: str, *options: Any) -> str:
@@ -203,34 +139,6 @@ def test_merged_depth_model_is_an_ordinary_one(run: Run, material: Path, evaluat
     model = EupeForDepthEstimation.from_pretrained(folder)
     assert not any("lora" in name for name, _ in model.named_parameters())
     assert torch.equal(reloaded_depth(model, material, folder), torch.cat(evaluated))
-
-
-def interrupt_and_resume(run: Run, monkeypatch: pytest.MonkeyPatch, task: str, family: str) -> None:
-    options = (
-        "--max_steps", 6, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 5,
-        "--eval_strategy", "steps", "--eval_steps", 6, "--load_best_model_at_end", False, "--dropout", 0.2,
-        "--per_device_train_batch_size", 4,
-    )  # fmt: skip
-    whole, _ = run(task, "whole", *options, family=family)
-    step, calls = RecipeTrainer.training_step, []
-
-    def killed(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 5:  # in the second epoch
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RecipeTrainer, "training_step", killed)
-        run(task, "broken", *options, family=family)
-    broken, _ = run(task, "broken", *options, "--resume_from_checkpoint", "last", family=family)
-    assert losses(broken) == pytest.approx(losses(whole), abs=RESUME_TOLERANCE) and len(losses(whole)) == 6
-    expected, found = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=RESUME_TOLERANCE, msg=name)
-    start = load_file(broken / "checkpoint-2" / "adapter_model.safetensors")
-    assert any((start[name] - tensor).abs().max() > 1e-4 for name, tensor in expected.items())  # it did go on
 
 
 def test_resumed_depth_run_ends_where_an_unbroken_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

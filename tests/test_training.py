@@ -490,6 +490,10 @@ def test_history_table_and_curve(tmp_path: Path) -> None:
     assert [line.split() for line in lines[1:]] == [
         ["2", "2.5000", "1.5000", "0.2500"], ["3", "1.0000", "0.5000"], ["saved", "1.0000", "0.5000"],
     ]  # fmt: skip
+    chosen = history_table(history, {"loss": 1.0, "accuracy": 0.5}, ["accuracy"]).splitlines()
+    assert [line.split() for line in chosen] == [
+        ["step", "training", "loss", "accuracy"], ["2", "2.5000", "0.2500"], ["3", "0.5000"], ["saved", "0.5000"],
+    ]  # fmt: skip
     draw_curve(history, tmp_path / "curve.png", "accuracy")
     picture = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB"))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # two plots, in colours

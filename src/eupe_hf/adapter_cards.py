@@ -32,7 +32,7 @@ outputs, and asks that the agreement be passed on and the use be acknowledged.
 
 def adapter_card(
     folder: str | os.PathLike,
-    dataset: str | None = None,
+    dataset: str | Sequence[str] | None = None,
     metrics: Sequence[EvalResult] = (),
     recipe: str | None = None,
     name: str | None = None,
@@ -41,7 +41,8 @@ def adapter_card(
 
     Args:
         folder: Folder of the adapter, with its `adapter_config.json`, and `eupe_config.json` where there is one.
-        dataset: What it was trained on: the id of a data set on the Hub, which also goes into the metadata, or words.
+        dataset: What it was trained on: the id of a data set on the Hub, which also goes into the metadata, or words;
+            or several of these.
         metrics: Results of an evaluation.
         recipe: How it was trained, in markdown.
         name: Title and name of the model; by default the name of the folder.
@@ -55,9 +56,10 @@ def adapter_card(
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     architecture = (config.get("architectures") or ["EUPE model"])[0]
     name = name or folder.resolve().name
+    sources = [dataset] if isinstance(dataset, str) else list(dict.fromkeys(dataset or ()))
     data = ModelCardData(
         library_name="peft",
-        datasets=[dataset] if dataset is not None and _is_hub_id(dataset) else None,
+        datasets=[known for known in sources if _is_hub_id(known)] or None,
         model_name=name if metrics else None,
         eval_results=list(metrics) or None,
     )
@@ -67,9 +69,9 @@ def adapter_card(
     base = lora.get("base_model_name_or_path") or ""
     _complete(data, base)
     text = [f"# {name}", "", f"A LoRA adapter for {architecture} on {_linked(base)}.", "", *_details(lora), ""]
-    if dataset is not None:
-        link = f"[{dataset}](https://huggingface.co/datasets/{dataset})" if _is_hub_id(dataset) else dataset
-        text += ["## Data", "", link, ""]
+    if sources:
+        links = [f"[{name}](https://huggingface.co/datasets/{name})" if _is_hub_id(name) else name for name in sources]
+        text += ["## Data", "", ", ".join(links), ""]
     if recipe is not None:
         text += ["## Recipe", "", recipe.strip(), ""]
     if metrics:

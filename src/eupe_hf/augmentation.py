@@ -15,6 +15,17 @@ from torch.utils.data import Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .data import Rows
+from .training_data import InputArguments
+
+
+# What training cuts out of images, by task. Depth keeps its scale: the same room looks larger when it is nearer.
+_CROPS: dict[str, dict[str, Any]] = {
+    "classification": {"scale": (0.08, 1.0), "crop": "area"},  # a random part of 8 to 100 %, as in peft's recipe
+    "segmentation": {"scale": (0.5, 2.0), "crop": "side"},  # 0.5 to 2 times the size: the paper's protocol
+    "depth": {"crop": "window", "fill": 0},
+    # 0.8 to 1.25 times the size: the "standard scale jittering" of arXiv 2012.07177
+    "detection": {"scale": (0.8, 1.25), "crop": "window", "boxes": True},
+}
 
 
 class Augmentation:
@@ -116,11 +127,30 @@ class Augmentation:
         return result
 
 
+def training_augmentation(
+    task: str, arguments: InputArguments, side: int | None = None, **options: Any
+) -> Augmentation | None:
+    """The augmentation of a task's recipe; `None` with `--no_augment`.
+
+    Args:
+        task: "classification", "segmentation", "depth" or "detection".
+        arguments: Options of the run.
+        side: Of the result in pixels, cut out of an image of `--size`; by default `--size` itself.
+        **options: Other arguments of `Augmentation`.
+    """
+    if not arguments.augment:
+        return None
+    side = side or arguments.size
+    chosen = {"scale": (arguments.size / side,) * 2, **_CROPS[task], **options}
+    return Augmentation(side, flip=arguments.flip, colour=arguments.colour, **chosen)
+
+
 class TrainingRows(Dataset):
     """Rows as the Trainer wants them: `pixel_values` (3, size, size) and `labels`.
 
     What is random about a row depends on the seed, the epoch and the row alone, so that neither the number of worker
-    processes nor a resumed run changes it.
+    processes nor a resumed run changes it. Numbers beyond the last row begin again, with other augmentation: so the
+    rows can be gone through more than once in an epoch.
 
     Args:
         rows: Images and targets.
@@ -152,7 +182,7 @@ class TrainingRows(Dataset):
         self.epoch.fill_(epoch)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        sample = self.read(row)
+        sample = self.read(row % len(self))
         if self.augmentation is not None:
             (seed,) = np.random.SeedSequence((self.seed, int(self.epoch), row)).generate_state(1)
             sample = self.augmentation(sample, int(seed))
@@ -172,4 +202,4 @@ class TrainingRows(Dataset):
         return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
 
 
-__all__ = ["Augmentation", "TrainingRows"]
+__all__ = ["Augmentation", "TrainingRows", "training_augmentation"]

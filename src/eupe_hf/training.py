@@ -31,7 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .modeling_eupe import EupeBackbone, EupeModel
 from .modeling_eupe_head import resize
-from .training_data import DataArguments
+from .training_data import DataArguments, InputArguments
 
 
 MODES = ("lora", "probe", "full")
@@ -148,8 +148,9 @@ def parse_recipe(
     task: str,
     description: str,
     arguments: Sequence[str] | None = None,
-    data_class: type[DataArguments] = DataArguments,
+    data_class: type[InputArguments] = DataArguments,
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    usage: str = "--dataset DATASET",
 ) -> tuple[ModelArguments, Any, RecipeArguments]:
     """Read the command line of a recipe, and check the output folder.
 
@@ -159,6 +160,7 @@ def parse_recipe(
         arguments: The command line; by default the program's own.
         data_class: `DataArguments` or a subclass with more options.
         defaults: Options of "all" modes, "lora", "probe" and "full", by default those of the task.
+        usage: The options that are needed.
 
     Returns:
         The three groups of options. `resume_from_checkpoint` is a folder, also where "last" was given.
@@ -174,7 +176,7 @@ def parse_recipe(
         (ModelArguments, data_class, RecipeArguments),
         description=description,
         formatter_class=_Help,
-        usage="%(prog)s --dataset DATASET [options]",  # all of them would hide the message of an error
+        usage=f"%(prog)s {usage} [options]",  # all of them would hide the message of an error
     )
     parser.set_defaults(**_COMMON, output_dir=f"eupe-{task}-{mode}")
     parser.set_defaults(**{**table.get("all", {}), **table.get(mode, {})})

@@ -27,20 +27,16 @@ _PICTURES = frozenset(PIL.Image.registered_extensions())
 _NAMED = 10  # unreadable files that a message names; it counts the others
 
 
-@dataclass
-class DataArguments:
-    """What to train on. A recipe takes a Hub id, an image folder, or what `save_to_disk` wrote."""
+@dataclass(kw_only=True)
+class InputArguments:
+    """Which part of the data to train on, and how images go in: what one data set needs as well as several."""
 
-    dataset: str = field(metadata={"help": "a Hub id or a folder"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration, if there are several"})
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(
         default=None, metadata={"help": "split to evaluate on; default: validation, else --held_out of --train_split"}
     )
     held_out: float = field(default=0.1, metadata={"help": "share held out where there is no validation split"})
     image_column: str = field(default="image", metadata={"help": "column with the images"})
-    label_column: str = field(default="label", metadata={"help": "column with the targets"})
-    labels: str | None = field(default=None, metadata={"help": "file with class names: JSON, or one per line"})
     size: int = field(default=256, metadata={"help": "side of the input in pixels"})
     augment: bool = field(default=True, metadata={"help": "crop, flip and recolour the training images"})
     flip: float = field(
@@ -57,6 +53,27 @@ class DataArguments:
         for name in ("size", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+
+    def settings(self) -> dict[str, Any]:
+        """What else a card should say of these options."""
+        return {}
+
+
+@dataclass
+class DataArguments(InputArguments):
+    """What to train on. A recipe takes a Hub id, an image folder, or what `save_to_disk` wrote."""
+
+    dataset: str = field(metadata={"help": "a Hub id or a folder"})
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration, if there are several"})
+    label_column: str = field(default="label", metadata={"help": "column with the targets"})
+    labels: str | None = field(default=None, metadata={"help": "file with class names: JSON, or one per line"})
+
+
+@dataclass
+class SegmentationDataArguments(DataArguments):
+    """Options of the data, and of label maps."""
+
+    reduce_labels: bool = field(default=False, metadata={"help": "label 0 is ignored, 1 is the first class"})
 
 
 @dataclass
@@ -371,17 +388,7 @@ def check_map_size(name: str, what: str, image: PIL.Image.Image, values: Any) ->
 
 
 __all__ = [
-    "DataArguments",
-    "TaskData",
-    "check_class_folders",
-    "check_map",
-    "check_map_size",
-    "divide",
-    "evenly",
-    "hold_out",
-    "load_classification",
-    "load_segmentation",
-    "load_splits",
-    "read_names",
-    "readable",
-]
+    "DataArguments", "InputArguments", "SegmentationDataArguments", "TaskData", "check_class_folders", "check_map",
+    "check_map_size", "divide", "evenly", "hold_out", "load_classification", "load_segmentation", "load_splits",
+    "read_names", "readable",
+]  # fmt: skip

@@ -237,12 +237,34 @@ def collate_objects(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # ---- evaluation ----
 
 
-class DetectionTrainer(RecipeTrainer):
-    """`RecipeTrainer` whose metrics get boxes as tensors, which it can cut and gather: lists of them it cuts wrongly.
+def boxes_for_metrics(
+    output: EupeObjectDetectionOutput, labels: Sequence[Mapping[str, torch.Tensor]], processor: BaseImageProcessor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Detections and objects of a batch as tensors, which a Trainer can cut and gather: lists of them it cuts wrongly.
 
-    Predictions are (B, 100, 6), label, score, left, top, right, bottom, and labels (B, N, 5), label and box, both as
-    shares of the image's sides, which changes no overlap; rows that are not there are -100.
+    Args:
+        output: Of `EupeForObjectDetection`.
+        labels: As it takes them.
+        processor: The image processor.
+
+    Returns:
+        Detections after non-maximum suppression (B, 100, 6), label, score, left, top, right, bottom; and objects
+        (B, N, 5), label and box. Boxes are shares of the image's sides, which changes no overlap; rows that are not
+        there are -100.
     """
+    found = processor.post_process_object_detection(output, threshold=0.0, top_k=_FOUND)
+    rows = [torch.cat([one["labels"][:, None], one["scores"][:, None], one["boxes"]], dim=1) for one in found]
+    rows[0] = torch.cat([rows[0], rows[0].new_full((_FOUND - len(rows[0]), 6), _ABSENT)])  # as many in each batch
+    truth = [
+        torch.cat([one["class_labels"][:, None], center_to_corners_format(one["boxes"])], dim=1) for one in labels
+    ]
+    truth[0] = torch.cat([truth[0], truth[0].new_full((1, 5), _ABSENT)])  # never without a row
+    padded = [pad_sequence(part, batch_first=True, padding_value=_ABSENT) for part in (rows, truth)]
+    return padded[0], padded[1]
+
+
+class DetectionTrainer(RecipeTrainer):
+    """`RecipeTrainer` whose metrics get what `boxes_for_metrics` makes."""
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -252,20 +274,12 @@ class DetectionTrainer(RecipeTrainer):
         loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignored)
         if prediction_loss_only:
             return loss, None, None
-        logits, boxes = outputs
-        output = EupeObjectDetectionOutput(logits=logits, pred_boxes=boxes)
-        found = self.processing_class.post_process_object_detection(output, threshold=0.0, top_k=_FOUND)
-        rows = [torch.cat([one["labels"][:, None], one["scores"][:, None], one["boxes"]], dim=1) for one in found]
-        rows[0] = torch.cat([rows[0], rows[0].new_full((_FOUND - len(rows[0]), 6), _ABSENT)])  # as many in each batch
-        truth = [
-            torch.cat([one["class_labels"][:, None], center_to_corners_format(one["boxes"])], dim=1) for one in labels
-        ]
-        truth[0] = torch.cat([truth[0], truth[0].new_full((1, 5), _ABSENT)])  # never without a row
-        return loss, *(pad_sequence(part, batch_first=True, padding_value=_ABSENT) for part in (rows, truth))
+        output = EupeObjectDetectionOutput(logits=outputs[0], pred_boxes=outputs[1])
+        return loss, *boxes_for_metrics(output, labels, self.processing_class)
 
 
 class DetectionMetrics:
-    """COCO's average precision of what `DetectionTrainer` gives, batch by batch, for `StreamingMetrics`."""
+    """COCO's average precision of what `boxes_for_metrics` gives, batch by batch, for `StreamingMetrics`."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, torch.Tensor]] = []
@@ -295,6 +309,7 @@ __all__ = [
     "DetectionMetrics",
     "DetectionRows",
     "DetectionTrainer",
+    "boxes_for_metrics",
     "collate_objects",
     "load_detection",
     "read_objects",

@@ -4,9 +4,10 @@
 Needs `pip install 'eupe-hf[train]'`.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +17,36 @@ from torch import nn
 from .evaluation import EvaluationResult
 from .modeling_eupe import EupePreTrainedModel, model_card
 from .training import ModelArguments, RecipeArguments, RecipeTrainer
-from .training_data import DataArguments
+from .training_data import DataArguments, InputArguments
 from .variants import VARIANTS
 
 
+_NAMED = frozenset(field.name for field in fields(DataArguments))  # not settings: names of files and columns
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What one task of a run was evaluated on.
+
+    Args:
+        protocol: Of `EvaluationResult`.
+        data: Options of its data.
+        split: The part of the data.
+        num_examples: Images in it.
+        prefix: How the names of its metrics begin, where a run has several tasks.
+        score: Which of them counts for the run, where it has several tasks.
+    """
+
+    protocol: str
+    data: DataArguments
+    split: str
+    num_examples: int
+    prefix: str = ""
+    score: str = ""
+
+
 def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: DataArguments, eval_split: str) -> str:
-    """Evaluate once more, and save the model (merged, if asked), processor, results, curve and card; push, if asked.
+    """`finish_tasks` for the recipes with one task.
 
     Args:
         trainer: After training.
@@ -29,6 +54,20 @@ def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: D
         model: Options of the run.
         data: Options of the run.
         eval_split: What was evaluated on.
+    """
+    return finish_tasks(trainer, model, data, [Evaluated(protocol, data, eval_split, len(trainer.eval_dataset))])
+
+
+def finish_tasks(
+    trainer: RecipeTrainer, model: ModelArguments, data: InputArguments, tasks: Sequence[Evaluated]
+) -> str:
+    """Evaluate once more, and save the model (merged, if asked), processor, results, curve and card; push, if asked.
+
+    Args:
+        trainer: After training.
+        model: Options of the run.
+        data: Options of the run.
+        tasks: What was evaluated.
 
     Returns:
         The table of losses and metrics, to be printed.
@@ -38,29 +77,53 @@ def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: D
         trainer.model = trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     history = list(trainer.state.log_history)
     scores = _scores(trainer.evaluate())  # of what is saved: the best model, merged if asked
+    shown = [f"{task.prefix}{task.score}" for task in tasks if task.score]
     trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if trainer.is_world_process_zero():
-        result = EvaluationResult(
-            protocol=protocol,
-            model=folder.resolve().name,
-            dataset=_public(data.dataset),
-            split=eval_split,
-            num_examples=len(trainer.eval_dataset),
-            metrics={name: value for name, value in scores.items() if math.isfinite(value)},
-            settings=settings(args, model, data, trainer.state.global_step),
-            dataset_config=data.dataset_config,
-        )
-        result.save(folder / "results.json")
-        draw_curve(history, folder / "curve.png", args.metric_for_best_model)
-        trainer.card = recipe_card(folder, trainer.accelerator.unwrap_model(trainer.model), result)
+        options = settings(args, model, data, tasks, trainer.state.global_step)
+        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+        results = [_result(task, finite, folder.resolve().name, options) for task in tasks]
+        _save_results(folder / "results.json", results, finite, tasks)
+        draw_curve(history, folder / "curve.png", args.metric_for_best_model, *shown)
+        trainer.card = recipe_card(folder, trainer.accelerator.unwrap_model(trainer.model), results)
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
-    return history_table(history, scores)
+    losses = [f"{task.prefix}loss" for task in tasks if task.score]
+    return history_table(history, scores, ["loss", "score", *losses, *shown] if shown else None)
 
 
-def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, steps: int) -> dict[str, Any]:
+def _result(task: Evaluated, scores: Mapping[str, float], model: str, options: Mapping[str, Any]) -> EvaluationResult:
+    """The scores of one task."""
+    return EvaluationResult(
+        protocol=task.protocol,
+        model=model,
+        dataset=_public(task.data.dataset),
+        split=task.split,
+        num_examples=task.num_examples,
+        metrics={k.removeprefix(task.prefix): v for k, v in scores.items() if k.startswith(task.prefix)},
+        settings=options,
+        dataset_config=task.data.dataset_config,
+    )
+
+
+def _save_results(
+    path: Path, results: Sequence[EvaluationResult], scores: Mapping[str, float], tasks: Sequence[Evaluated]
+) -> None:
+    """The result of the only task, or all scores and settings once and below them the results by task."""
+    if not tasks[0].prefix:
+        results[0].save(path)
+        return
+    parts = {task.protocol: replace(result, settings=None) for task, result in zip(tasks, results, strict=True)}
+    whole = {"model": results[0].model, "metrics": scores, "settings": results[0].settings}
+    whole["tasks"] = {name: part.to_dict() for name, part in parts.items()}
+    path.write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def settings(
+    args: RecipeArguments, model: ModelArguments, data: InputArguments, tasks: Sequence[Evaluated], steps: int
+) -> dict[str, Any]:
     """What the scores depend on, for the results and the card."""
     chosen: dict[str, Any] = {"encoder": _public(model.encoder), "mode": model.mode, "steps": steps}
     chosen |= {"size": data.size, "augment": data.augment, "layers": model.layers}
@@ -68,12 +131,17 @@ def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, 
         names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora")
         chosen |= {name: getattr(model, name) for name in names}
         chosen["merged"] = args.merge
-    shared = {field.name for field in fields(DataArguments)}
-    chosen |= {field.name: getattr(data, field.name) for field in fields(data) if field.name not in shared}
+    common = {field.name: getattr(data, field.name) for field in fields(InputArguments)}
+    for task in tasks:
+        own = {field.name: getattr(task.data, field.name) for field in fields(task.data)}
+        chosen |= {key: value for key, value in own.items() if key not in _NAMED}
+        # what one of several tasks does otherwise than the run
+        chosen |= {f"{task.prefix}{key}": own[key] for key, value in common.items() if own[key] != value}
     chosen["evaluation"] = f"whole images squashed to {data.size} x {data.size} pixels"
     rates = ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "warmup_steps", "bf16", "seed")
     chosen |= {"batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps}
     chosen |= {name: getattr(args, name) for name in rates}
+    chosen |= data.settings()
     return {key: value for key, value in chosen.items() if value is not None}
 
 
@@ -104,10 +172,19 @@ def _history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]
     return entries
 
 
-def history_table(log_history: Sequence[Mapping[str, Any]], saved: Mapping[str, float]) -> str:
-    """Losses and metrics of a run as aligned text: one line per evaluation, and one for the model that is saved."""
+def history_table(
+    log_history: Sequence[Mapping[str, Any]], saved: Mapping[str, float], shown: Sequence[str] | None = None
+) -> str:
+    """Losses and metrics of a run as aligned text: one line per evaluation, and one for the model that is saved.
+
+    Args:
+        log_history: What the Trainer has logged.
+        saved: Scores of the model that is saved.
+        shown: Which of the scores; by default all.
+    """
     entries: list[Mapping[str, float]] = [*_history(log_history), {"training loss": math.nan, **saved}]
     names = list(dict.fromkeys(name for entry in entries for name in entry if name != "step"))
+    names = names if shown is None else ["training loss", *shown]
     titles = ["step", *(name.replace("_", " ") for name in names)]
     table = [titles, *([_cell(entry, name) for name in ("step", *names)] for entry in entries)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -120,61 +197,76 @@ def _cell(entry: Mapping[str, float], name: str) -> str:
     return f"{entry[name]:.4f}" if math.isfinite(entry.get(name, math.nan)) else ""
 
 
-def draw_curve(log_history: Sequence[Mapping[str, Any]], path: Path, metric: str | None = None) -> None:
-    """A picture of the losses over the steps, and of one metric beside them."""
+def draw_curve(log_history: Sequence[Mapping[str, Any]], path: Path, *metrics: str | None) -> None:
+    """A picture of the losses over the steps, and of metrics beside them."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-    entries, name = _history(log_history), (metric or "").removeprefix("eval_")
+    entries = _history(log_history)
     steps = [entry["step"] for entry in entries]
-    has_metric = any(name in entry for entry in entries)
-    figure: Any = Figure(figsize=(9 if has_metric else 5, 3.5), layout="constrained")
-    axes = figure.subplots(1, 2 if has_metric else 1, squeeze=False)[0]
+    wanted = dict.fromkeys((metric or "").removeprefix("eval_") for metric in metrics)
+    names = [name for name in wanted if any(name in entry for entry in entries)]
+    figure: Any = Figure(figsize=(9 if names else 5, 3.5), layout="constrained")
+    axes = figure.subplots(1, 2 if names else 1, squeeze=False)[0]
     logged = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
     if logged:
         axes[0].plot(*zip(*logged, strict=True), label="training", linewidth=1)
     axes[0].plot(steps, [entry.get("loss", math.nan) for entry in entries], "o-", label="evaluation", markersize=3)
     axes[0].set(xlabel="step", ylabel="loss")
     axes[0].legend()
-    if has_metric:
-        axes[1].plot(steps, [entry.get(name, math.nan) for entry in entries], "o-", color="tab:green", markersize=3)
-        axes[1].set(xlabel="step", ylabel=name.replace("_", " "))
+    for place, name in enumerate(names):
+        values, label = [entry.get(name, math.nan) for entry in entries], name.replace("_", " ")
+        axes[1].plot(steps, values, "o-", color=f"C{(place + 2) % 10}", markersize=3, label=label)
+    if names:
+        axes[1].set(xlabel="step", ylabel=names[0].replace("_", " "))
+    if len(names) > 1:
+        axes[1].legend()
     figure.savefig(path, dpi=120)
 
 
-def recipe_card(folder: Path, model: nn.Module, result: EvaluationResult) -> ModelCard:
+def recipe_card(folder: Path, model: nn.Module, results: Sequence[EvaluationResult]) -> ModelCard:
     """The card of what a recipe trained: base, data, recipe, metrics, licence, and how to load it.
 
     Args:
         folder: Where the model, or its adapter, was saved.
         model: The model.
-        result: Its scores, and the settings that led to them.
+        results: Its scores by task, and the settings that led to them.
 
     Returns:
         The card, ready to `save`.
     """
-    is_public = result.dataset.count("/") == 1
     # the settings stand in the table, once; and these are not the scores of the paper's protocols
     metrics = [
         replace(metric, task_name=metric.task_type.replace("-", " "))
+        for result in results
         for metric in replace(result, settings=None).eval_results()
     ]
-    options = result.settings or {}
+    options, sources = results[0].settings or {}, [result.dataset for result in results]
     chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in options.items())
-    recipe = f"| setting | value |\n|---|---|\n{chosen}\n\nEvaluated on {result.num_examples} images: {result.split}."
+    where = [f"{result.num_examples} images{_of(result, results)}: {result.split}" for result in results]
+    recipe = f"| setting | value |\n|---|---|\n{chosen}\n\nEvaluated on {'; '.join(where)}."
     if hasattr(model, "peft_config"):
         from .adapter_cards import adapter_card
 
-        return adapter_card(folder, result.dataset, metrics, recipe, result.model)
+        return adapter_card(folder, sources, metrics, recipe, results[0].model)
     card = model_card(cast(EupePreTrainedModel, model))
-    card.data.model_name, card.data.eval_results = result.model, metrics
-    card.data.datasets = [result.dataset] if is_public else None
+    card.data.model_name, card.data.eval_results = results[0].model, metrics
+    card.data.datasets = [source for source in sources if source.count("/") == 1] or None
     encoder = options.get("encoder", "")
     encoder = VARIANTS[encoder].repo_id if encoder in VARIANTS else encoder
     card.data.base_model = encoder if encoder.count("/") == 1 else None
-    scores = "\n".join(f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in result.metrics.items())
-    card.text += f"\n## Data\n\n{result.dataset}\n\n## Recipe\n\n{recipe}\n\n## Results\n\n"
+    scores = "\n".join(
+        f"| {name.replace('_', ' ')}{_of(result, results)} | {value:.4f} |"
+        for result in results
+        for name, value in result.metrics.items()
+    )
+    card.text += f"\n## Data\n\n{', '.join(sources)}\n\n## Recipe\n\n{recipe}\n\n## Results\n\n"
     card.text += f"| metric | value |\n|---|---|\n{scores}\n"
     return card
 
 
-__all__ = ["draw_curve", "finish", "history_table", "recipe_card", "settings"]
+def _of(result: EvaluationResult, results: Sequence[EvaluationResult]) -> str:
+    """Which task, where there are several."""
+    return f" of {result.protocol}" if len(results) > 1 else ""
+
+
+__all__ = ["Evaluated", "draw_curve", "finish", "finish_tasks", "history_table", "recipe_card", "settings"]
