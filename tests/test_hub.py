@@ -30,7 +30,16 @@ from published import (
     files_below,
     run_python,
 )
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, ViTConfig, ViTModel, pipeline
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
 
 from eupe_hf import CheckpointError, EupeBackbone, EupeConfig, EupeModel, hub
 from eupe_hf.checkpoints import load_checkpoint, save_layout
@@ -42,6 +51,7 @@ LOADED = {
     AutoModel: EupeModel,
     AutoBackbone: EupeBackbone,
     AutoImageProcessor: (EupeImageProcessor, EupeImageProcessorPil),
+    AutoProcessor: (EupeImageProcessor, EupeImageProcessorPil),
     EupeConfig: EupeConfig,
     EupeModel: EupeModel,
     EupeBackbone: EupeBackbone,
@@ -447,11 +457,11 @@ def test_licence_is_told_once(server: HubServer, caplog: pytest.LogCaptureFixtur
 
 HOOK = """
 import importlib, json, transformers.pipelines
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 from transformers.models.auto import auto_factory
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
-CLASSES = (AutoConfig, AutoModel, AutoImageProcessor, AutoVideoProcessor, AutoBackbone)
+CLASSES = (AutoConfig, AutoModel, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoBackbone)
 MODULES = (transformers.utils, auto_factory, transformers.pipelines)
 LOOKUPS = ("resolve_revision", "find_adapter_config_file", "get_task")
 
@@ -494,7 +504,23 @@ def test_hook_comes_and_goes_without_trace(server: HubServer, home: Path) -> Non
     assert off[:2] == [True, "EupeConfig"]
     assert off[2].startswith(error)
     # AutoModel keeps its own; of the three modules, only `transformers.pipelines` has get_task
-    assert installed == [False, True, False, False, False, False, False, True, False, False, True, False, False, False]
+    assert installed == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert again == [True, "eupe-t"]
     assert [identical for identical, _ in removed] == [True, True]
     assert all(message.startswith(error) for _, message in removed)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from common import FAMILIES, NAMES
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForImageTextToText
 from transformers.utils import SAFE_WEIGHTS_NAME
+from vlm_common import TEXT, make_language_model, make_tokenizer, make_vlm
 
 from eupe_hf import EupeLlavaConfig, EupeLlavaForConditionalGeneration, EupeLlavaModel, variant_config
 from eupe_hf.modeling_eupe_llava import EupeLlavaProjector
-from tests.common import FAMILIES, NAMES
-from tests.vlm_common import TEXT, make_language_model, make_tokenizer, make_vlm
 
 
 SIDES = {"vit": 16, "convnext": 8}
