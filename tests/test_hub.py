@@ -41,7 +41,14 @@ from transformers import (
     pipeline,
 )
 
-from eupe_hf import CheckpointError, EupeBackbone, EupeConfig, EupeModel, hub
+from eupe_hf import (
+    CheckpointError,
+    EupeBackbone,
+    EupeConfig,
+    EupeLlavaConfig,
+    EupeModel,
+    hub,
+)
 from eupe_hf.checkpoints import load_checkpoint, save_layout
 from eupe_hf.image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
 
@@ -103,6 +110,12 @@ def test_short_name_loads_everywhere_and_asks_once(server: HubServer, auto_class
             assert (one.hidden_size, one.name_or_path) == (192, "eupe-t")
         else:
             assert dict(one.size) == {"height": 256, "width": 256}
+
+
+def test_configuration_of_a_vlm_refuses_the_name_of_an_encoder(server: HubServer) -> None:
+    with pytest.raises(ValueError, match=r"model of type 'eupe', no EUPE VLM.*from_vision_text joins"):
+        EupeLlavaConfig.from_pretrained("eupe-t")
+    assert server.requests == FETCHED
 
 
 def test_convnext_loads_by_its_short_name(server: HubServer) -> None:

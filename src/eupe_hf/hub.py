@@ -280,8 +280,8 @@ def install_short_names() -> None:
     for cls in (AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoTokenizer):
         _wrap_from_pretrained(cls, VARIANTS.get)
     # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
-    own = (EupeConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)
-    for cls in (*own, EupeImageProcessor, EupeImageProcessorPil):
+    own = (EupeConfig, EupeLlavaConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)
+    for cls in (*own, EupeImageProcessor, EupeImageProcessorPil, EupeLlavaProcessor):
         _wrap_from_pretrained(cls, find_variant)
     _wrap_auto_backbone()
     _answer_lookups()
