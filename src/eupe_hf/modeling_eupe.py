@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from .image_processing_eupe import EupeImageProcessorPil
-from .modeling_eupe_adapter import Adapter, save_model_config, without_load_report
+from .modeling_eupe_adapter import Adapter, save_model_config, without_heads, without_load_report
 from .modeling_eupe_convnext import EupeConvNextEncoder
 from .modeling_eupe_vit import EupeViTEncoder
 
@@ -77,6 +77,8 @@ class EupePreTrainedModel(PreTrainedModel):
     ) -> _Model:
         """Load a model. Arguments as in `transformers.PreTrainedModel.from_pretrained`.
 
+        With a `quantization_config` the encoder is quantized and its heads are not, unless that names other parts.
+
         The folder, or repository, of an adapter loads its base, with the head that the adapter was trained with where
         `eupe_hf.lora` saved it, and then the adapter. What peft saved on its own says nothing about the head: pass
         `num_labels`, or whatever else it had.
@@ -88,6 +90,8 @@ class EupePreTrainedModel(PreTrainedModel):
                 lists the missing keys. Or an adapter was trained on another class or architecture, its file is
                 damaged, or a part of the model is neither in it nor in its base.
         """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = without_heads(kwargs["quantization_config"])
         adapter = Adapter.find(pretrained_model_name_or_path, kwargs)
         if adapter is not None:
             return cls._from_adapter(adapter, pretrained_model_name_or_path, *args, **kwargs)

@@ -32,6 +32,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .modeling_eupe import EupeBackbone, EupeModel
 from .modeling_eupe_head import resize
 from .training_data import DataArguments
+from .training_scale import check_processes, quantization
 
 
 MODES = ("lora", "probe", "full")
@@ -106,16 +107,20 @@ class ModelArguments:
     dropout: float = field(default=0.0, metadata={"help": "LoRA: dropout before the updates"})
     use_dora: bool = field(default=False, metadata={"help": "LoRA: weight-decomposed updates (DoRA)"})
     use_rslora: bool = field(default=False, metadata={"help": "LoRA: scale by 1 / sqrt(rank) (rsLoRA)"})
+    quantize: str | None = field(
+        default=None, metadata={"help": "LoRA: bits of the encoder's weights", "choices": ("8bit", "4bit")}
+    )
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"--rank must be at least 1, got {self.rank}.")
         if self.alpha is None:
             self.alpha = float(self.rank)  # as in both of peft's recipes, whatever the rank
+        self.loading: dict[str, Any] = {}  # how to load quantized weights
 
     def head_fields(self) -> dict[str, Any]:
-        """Fields of the configuration that these options set."""
-        return {} if self.layers is None else {"out_indices": [layer + 1 for layer in self.layers]}
+        """Keyword arguments of `from_pretrained` that these options set."""
+        return self.loading | ({} if self.layers is None else {"out_indices": [layer + 1 for layer in self.layers]})
 
 
 @dataclass
@@ -181,6 +186,8 @@ def parse_recipe(
     model, data, training = parser.parse_args_into_dataclasses(args=arguments)
     if training.merge and mode != "lora":
         raise ValueError(f"--merge goes with --mode lora; --mode {mode} saves an ordinary model anyway.")
+    check_processes(training)
+    model.loading = quantization(model, training)
     check_output(training)
     return model, data, training
 
@@ -234,6 +241,8 @@ def adapt(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
     config = lora_config(model, r=arguments.rank, targets=targets, **options)
     import peft
 
+    if arguments.quantize:  # after the configuration, which takes for new what is trained
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return peft.get_peft_model(model, config)
 
 

@@ -57,6 +57,8 @@ def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: D
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # the other processes have had nothing to write
+    trainer.accelerator.end_training()
     return history_table(history, scores)
 
 
@@ -65,7 +67,7 @@ def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, 
     chosen: dict[str, Any] = {"encoder": _public(model.encoder), "mode": model.mode, "steps": steps}
     chosen |= {"size": data.size, "augment": data.augment, "layers": model.layers}
     if model.mode == "lora":
-        names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora")
+        names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora", "quantize")
         chosen |= {name: getattr(model, name) for name in names}
         chosen["merged"] = args.merge
     shared = {field.name for field in fields(DataArguments)}
