@@ -42,7 +42,7 @@ class EupePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EupeViTEmbeddings", "EupeViTLayer", "EupeConvNextLayer"]
+    _no_split_modules: list[str] = []  # those of the encoder in the model, which transformers adds
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
