@@ -122,6 +122,9 @@ def test_adapter_on_quantized_weights_learns_and_reloads(
             tmp_path, quantization_config=options["quantization_config"]
         )
         assert torch.equal(again.eval()(images).logits, expected)
+        again.load_adapter(tmp_path, adapter_name="second")  # beside the first
+        again.set_adapter("second")
+        assert torch.equal(again(images).logits, expected)
         # the same adapter on whole weights, and merged into them
         whole = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
         assert not quantized_layers(whole)

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The recipes in several processes, started by `accelerate launch` with the files in examples/accelerate."""
+"""Recipes in several processes, with the files in examples/accelerate, and models on several devices."""
 
 import json
 import os
@@ -18,11 +18,12 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from modeling_common import FAMILIES, tiny_config
+from modeling_common import FAMILIES, pixels, randomise, tiny_config
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from eupe_hf import EupeForImageClassification, EupeModel
+import eupe_hf
+from eupe_hf import EupeForImageClassification, EupeForMultiTask, EupeModel, EupeMultiTaskConfig
 from eupe_hf.augmentation import TrainingRows
 from eupe_hf.lora import lora_config
 from eupe_hf.training import parse_recipe
@@ -33,6 +34,8 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples" / "finetune_lora_classification.py"
 CONFIGS = ROOT / "examples" / "accelerate"
 BLOCKS = {"vit": "EupeViTLayer", "convnext": "EupeConvNextLayer"}
+MODELS = ("EupeModel", "EupeBackbone", "EupeForImageClassification", "EupeForSegmentation", "EupeForDepthEstimation",
+          "EupeForObjectDetection", "EupeForMultiTask", "adapter")  # fmt: skip
 # Nothing random: no augmentation, no dropout, and encoders without rotary rescaling.
 PLAIN = ("--max_steps", 4, "--no_augment", "--dropout", 0, "--logging_steps", 1, "--size", 64,
          "--dataloader_num_workers", 0)  # fmt: skip
@@ -188,3 +191,64 @@ def test_processes_that_do_not_fit_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words):
         parse_recipe("classification", "", ["--dataset", "d", "--output_dir", str(tmp_path / "out"), *options])
+
+
+# ---- device_map ----
+
+
+def build(kind: str, family: str, folder: Path) -> type:
+    """Save a random model; its class."""
+    config = tiny_config(family)
+    if kind == "EupeForMultiTask":
+        heads = {"far": {"task": "depth"}, "scene": {"task": "classification", "num_labels": 2}}
+        model = EupeForMultiTask(EupeMultiTaskConfig(encoder_config=config, heads=heads))
+    elif kind == "adapter":
+        randomise(EupeModel(config)).save_pretrained(folder / "base")
+        base = EupeForImageClassification.from_pretrained(folder / "base", num_labels=2)
+        model = peft.get_peft_model(base, lora_config(base))
+    else:
+        model = getattr(eupe_hf, kind)(config)
+    randomise(model).save_pretrained(folder / "model")
+    return EupeForImageClassification if kind == "adapter" else type(model)
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(dict(output)) if torch.is_tensor(leaf)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_device_maps_give_equal_outputs(tmp_path: Path, family: str, kind: str) -> None:
+    model_class = build(kind, family, tmp_path)
+    whole = model_class.from_pretrained(tmp_path / "model").eval()
+    expected = tensors(whole(pixels()))
+    assert len(expected) >= (2 if kind == "EupeModel" else 1)
+    size = sum(parameter.numel() * 4 for parameter in whole.parameters())
+    few = {"device_map": "auto", "max_memory": {"cpu": int(0.6 * size)}, "offload_folder": tmp_path / "disk"}
+    for options in ({"device_map": "auto"}, {"device_map": {"": "cpu"}}, few):
+        if kind == "adapter" and options is few:
+            continue
+        loaded = model_class.from_pretrained(tmp_path / "model", **options).eval()
+        on_disk = [parameter for parameter in loaded.parameters() if parameter.is_meta]
+        assert bool(on_disk) is (options is few)
+        found = tensors(loaded(pixels()))
+        assert len(found) == len(expected) and all(map(torch.equal, found, expected)), options
+
+
+@torch.no_grad()
+def test_new_heads_and_adapted_encoders_stay_in_memory(tmp_path: Path) -> None:
+    build("adapter", "vit", tmp_path)
+    disk = {"eupe.encoder.embeddings": "cpu", "eupe.encoder.rotary": "cpu", "eupe.encoder.layers": "disk",
+            "eupe.norm": "cpu"}  # fmt: skip
+    options = {"offload_folder": tmp_path / "disk"}
+    with pytest.raises(ValueError, match=r"head\.classifier\.bias is not in the checkpoint, and device_map puts it"):
+        EupeForImageClassification.from_pretrained(tmp_path / "model", device_map=disk | {"head": "disk"}, **options)
+    with pytest.raises(ValueError, match="Parts of this EupeForImageClassification are offloaded, and an adapter"):
+        EupeForImageClassification.from_pretrained(tmp_path / "model", device_map=disk | {"head": "cpu"}, **options)
+    torch.manual_seed(0)
+    whole = EupeForImageClassification.from_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    split = EupeForImageClassification.from_pretrained(tmp_path / "base", device_map=disk | {"head": "cpu"}, **options)
+    assert sum(parameter.is_meta for parameter in split.parameters()) > 40
+    assert torch.equal(split.eval()(pixels()).logits, whole.eval()(pixels()).logits)

@@ -144,6 +144,7 @@ class Adapter:
                 module = reduce(getattr, layer.split("."), model)
             except AttributeError:
                 self._refuse(model, f"it is for {layer}, which the model has not")
+            module = getattr(module, "base_layer", module) if part else module  # another adapter may be there
             here = tuple(module.weight.shape if part else module.shape)
             if part and isinstance(module, nn.Linear):  # one of four bits keeps its weight in another shape
                 here = (module.out_features, module.in_features)
