@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .data import Rows
+from .data import Rows, Stream
 
 
 class Augmentation:
@@ -144,6 +144,11 @@ class TrainingRows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def count(self) -> str:
+        """How many there are, in words."""
+        return "streamed" if isinstance(self.rows, Stream) else str(len(self))
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return (self[row] for row in range(len(self)))
 
@@ -172,4 +177,18 @@ class TrainingRows(Dataset):
         return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
 
 
-__all__ = ["Augmentation", "TrainingRows"]
+class StreamedRows(IterableDataset):
+    """`TrainingRows` of a stream, one after another, as the Trainer takes them.
+
+    Args:
+        rows: Made from a `Stream`.
+    """
+
+    def __init__(self, rows: TrainingRows):
+        self.rows, self.stream = rows, rows.rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self.rows[position] for position in self.stream.positions())
+
+
+__all__ = ["Augmentation", "StreamedRows", "TrainingRows"]

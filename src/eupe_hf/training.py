@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -29,10 +30,12 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
+from .augmentation import StreamedRows, TrainingRows
+from .data import Stream
 from .modeling_eupe import EupeBackbone, EupeModel
 from .modeling_eupe_head import resize
 from .training_data import DataArguments
-from .training_scale import check_processes, quantization
+from .training_scale import check_processes, prepare_streaming, quantization, stream_loader
 
 
 MODES = ("lora", "probe", "full")
@@ -188,6 +191,8 @@ def parse_recipe(
         raise ValueError(f"--merge goes with --mode lora; --mode {mode} saves an ordinary model anyway.")
     check_processes(training)
     model.loading = quantization(model, training)
+    if data.streaming:
+        prepare_streaming(training)
     check_output(training)
     return model, data, training
 
@@ -363,12 +368,21 @@ class RecipeTrainer(Trainer):
     """Trainer with the optimizer groups of `parameter_groups`, early stopping, and a card that says how it learned."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        rows = kwargs.get("train_dataset")
+        if isinstance(rows, TrainingRows) and isinstance(rows.rows, Stream):
+            kwargs["train_dataset"] = StreamedRows(rows)
         super().__init__(*args, **kwargs)
         self.card: ModelCard | None = None
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(_SetEpoch(self.train_dataset))
         if self.args.early_stopping is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's; of a stream each process reads its own part."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return stream_loader(self.train_dataset, self.data_collator, self.args)
+        return super().get_train_dataloader()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As the Trainer's, with our groups."""

@@ -48,7 +48,7 @@ def finish(trainer: RecipeTrainer, protocol: str, model: ModelArguments, data: D
             split=eval_split,
             num_examples=len(trainer.eval_dataset),
             metrics={name: value for name, value in scores.items() if math.isfinite(value)},
-            settings=settings(args, model, data, trainer.state.global_step),
+            settings=settings(args, model, data, trainer.state.global_step) | _streamed(trainer.train_dataset),
             dataset_config=data.dataset_config,
         )
         result.save(folder / "results.json")
@@ -77,6 +77,11 @@ def settings(args: RecipeArguments, model: ModelArguments, data: DataArguments, 
     chosen |= {"batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps}
     chosen |= {name: getattr(args, name) for name in rates}
     return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _streamed(rows: Any) -> dict[str, Any]:
+    """That the training data was a stream, and how many of its rows the first process could not read."""
+    return {"streaming": True, "unreadable": int(rows.stream.skipped.sum())} if hasattr(rows, "stream") else {}
 
 
 def _public(name: str) -> str:
