@@ -44,6 +44,7 @@ def clone(folder: Path) -> Path:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, HubServer]]:
     """A folder that looks like a clone with a downloaded checkpoint in it, and a Hub that has the models."""
     folder = clone(tmp_path_factory.mktemp("clone"))
+    torch.manual_seed(0)
     with HubServer() as server:
         for name in PUBLISHED_HERE:
             model = EupeModel(variant_config(name))
