@@ -58,6 +58,7 @@ from .modeling_eupe_detection import EupeForObjectDetection
 from .modeling_eupe_image_classification import EupeForImageClassification
 from .modeling_eupe_multitask import EupeForMultiTask
 from .modeling_eupe_pyramid import EupePyramidBackbone
+from .modeling_eupe_saving import HUB_IDS
 from .modeling_eupe_segmentation import EupeForSegmentation
 from .processing_eupe_llava import EupeLlavaProcessor
 from .variants import VARIANTS, Variant, find_variant, get_variant
@@ -259,6 +260,7 @@ def register() -> None:
     _register_lazily(AutoModel, EupeLlavaConfig, "EupeLlavaModel")
     for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
         _register_lazily(auto_class, EupeLlavaConfig, "EupeLlavaForConditionalGeneration")
+    HUB_IDS.update({name: variant.repo_id for variant in VARIANTS.values() for name in variant.synonyms})
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
         install_short_names()
 
