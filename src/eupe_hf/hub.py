@@ -1,7 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Short names: what `from_pretrained("eupe-s")` means, and the one place where transformers is taught it.
 
-`import eupe_hf` calls `register`, which enters the package's classes with the Auto classes and then installs the hook:
+`import eupe_hf` calls `register`, which enters the package's classes with the Auto classes, tells the writers of model
+cards which repository each name stands for, and then installs the hook:
 
 - `from_pretrained` of AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor and AutoTokenizer (which
   pipelines try), AutoBackbone and of every Eupe class is wrapped: one of the six short names is replaced by the folder
