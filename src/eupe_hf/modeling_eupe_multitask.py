@@ -258,10 +258,8 @@ class EupeForMultiTask(EupePreTrainedModel):
                 f"known or misshapen, among them {', '.join(wrong[:3])}."
             )
         head.load_state_dict(state, assign=True)
-        parameter = self.eupe.norm.weight
-        self._attach(
-            name, head.to(parameter.device, parameter.dtype).train(self.training), _entry_of(config, task_class)
-        )
+        head = head.to(self.eupe.norm.weight).train(self.training)  # its device and dtype
+        self._attach(name, head, _entry_of(config, task_class))
 
     @can_return_tuple
     def forward(
