@@ -190,7 +190,7 @@ class TrainingRows(Dataset):
         self.epoch.fill_(epoch)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        sample = self.read(row % len(self))
+        sample = self.read(row if isinstance(self.rows, Stream) else row % len(self))
         if self.augmentation is not None:
             (seed,) = np.random.SeedSequence((self.seed, int(self.epoch), row)).generate_state(1)
             sample = self.augmentation(sample, int(seed))
