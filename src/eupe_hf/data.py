@@ -15,17 +15,24 @@ from .metrics import require
 
 
 def load_split(
-    dataset: str, split: str, columns: Mapping[str, str], config: str | None = None, limit: int | None = None
+    dataset: str,
+    split: str,
+    columns: Mapping[str, str],
+    config: str | None = None,
+    limit: int | None = None,
+    image_folder: str | None = None,
 ) -> Any:
     """Load a split of a data set.
 
     Args:
-        dataset: A Hub id, or a folder: of images, of parquet files, or written by `save_to_disk`.
+        dataset: A Hub id; a folder: of images, of parquet files, or written by `save_to_disk`; or one JSON or parquet
+            file, which is the split.
         split: Name of the split.
         columns: The columns that are needed, by what they are: "image", "label", ... Those whose key holds "image" may
             also be paths.
         config: Configuration of the data set, if it has several.
         limit: Take this many rows, evenly spaced, so that a data set sorted by class is not cut to its first classes.
+        image_folder: Where the images are whose column holds paths.
 
     Returns:
         A `datasets.Dataset`, its images not yet decoded, so that `Rows` can name an unreadable one.
@@ -36,14 +43,7 @@ def load_split(
     """
     datasets = require("datasets")
     try:
-        if any((Path(dataset) / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            saved = datasets.load_from_disk(dataset)
-            saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-            if split not in saved:
-                raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
-            data = saved[split]
-        else:
-            data = datasets.load_dataset(dataset, config, split=split)
+        data = _load(dataset, split, config)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"The data set {dataset} cannot be loaded: {' '.join(str(error).split())}") from error
     for key, column in columns.items():
@@ -54,12 +54,29 @@ def load_split(
                 f"{', '.join(data.column_names)}.{hint}"
             )
         feature = data.features[column]
+        if image_folder is not None and "image" in key and feature == datasets.Value("string"):
+            data = data.map(lambda row, name=column: {name: row[name] and str(Path(image_folder) / row[name])})
         if isinstance(feature, datasets.Image) or ("image" in key and feature == datasets.Value("string")):
             data = data.cast_column(column, datasets.Image(decode=False))
     if not len(data):
         raise ValueError(f"The split {split!r} of {dataset} is empty.")
     count = min(limit or len(data), len(data))
     return data.select([i * len(data) // count for i in range(count)])
+
+
+def _load(dataset: str, split: str, config: str | None) -> Any:
+    datasets = require("datasets")
+    path = Path(dataset)
+    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix)
+    if kind is not None and path.is_file():
+        return datasets.load_dataset(kind, data_files={split: dataset}, split=split)
+    if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return datasets.load_dataset(dataset, config, split=split)
+    saved = datasets.load_from_disk(dataset)
+    saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    if split not in saved:
+        raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
+    return saved[split]
 
 
 class Rows(Dataset):
