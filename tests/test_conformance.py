@@ -21,10 +21,10 @@ import eupe_hf
 ROOT = Path(__file__).resolve().parents[1]
 HARNESS = ROOT.parent / "shared" / "conformance"
 SUBJECT = ROOT / "tests" / "conformance" / "subject.py"
-TESTS = ("test_vision.py", "test_image_processing.py")
+TESTS = ("test_vision.py", "test_image_processing.py", "test_vlm.py", "test_processing.py")
 
 # How many tests must pass, with models built: a pass without one ("vacuous") is not counted. DINOv3 passes 74, 8, 41
-# and 8 of the vision tests, and 18 of those for image processors with ViT's.
+# and 8 of the vision tests, 18 of those for image processors with ViT's; LLaVA 108 and 36 with its processor.
 BASELINE = {
     "VitConformanceModelTest": 84,
     "VitConformanceBackboneTest": 8,
@@ -33,6 +33,9 @@ BASELINE = {
     "VitMultiTaskConformanceModelTest": 60,
     "ConvnextMultiTaskConformanceModelTest": 35,
     "EupeImageProcessorConformanceTest": 20,
+    "VitLlavaConformanceVlmTest": 106,
+    "ConvnextLlavaConformanceVlmTest": 105,
+    "EupeLlavaProcessorConformanceTest": 36,
 }
 # What transformers' DINOv3 passes and these classes skip, for both families, and with which words.
 _RENAMING = "No conversion found"
@@ -50,6 +53,9 @@ EXPLAINED = {
     "test_capture_outputs_decorator": _RECORDING,
 }
 VISION = ("VitConformanceModelTest", "ConvnextConformanceModelTest")
+VLM = ("VitLlavaConformanceVlmTest", "ConvnextLlavaConformanceVlmTest")
+# What transformers' LLaVA passes and these classes skip.
+EXPLAINED_VLM = {"test_reverse_loading_mapping": _RENAMING, "test_can_load_from_already_mapped_keys": _RENAMING}
 
 
 def _sdist() -> Path:
@@ -84,7 +90,7 @@ def _run(subject: str, folder: Path) -> dict[str, Any]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert report.is_file(), result.stdout[-3000:] + result.stderr[-3000:]
@@ -116,6 +122,14 @@ def test_explained_skips_are_skipped_for_the_stated_reason(report, name):
         assert EXPLAINED[name] in test["reason"]
 
 
+@pytest.mark.parametrize("name", EXPLAINED_VLM)
+def test_explained_skips_of_the_vlm_are_skipped_for_the_stated_reason(report, name):
+    for test_class in VLM:
+        test = report["tests"][f"test_vlm.py::{test_class}::{name}"]
+        assert test["outcome"] == "skipped"
+        assert EXPLAINED_VLM[name] in test["reason"]
+
+
 @pytest.mark.slow
 def test_every_other_test_that_dinov3_passes_is_passed(report, tmp_path):
     dinov3 = _run("dinov3", tmp_path)["tests"]
@@ -125,3 +139,7 @@ def test_every_other_test_that_dinov3_passes_is_passed(report, tmp_path):
     assert len(passed) >= 74 + 8 + 41 + 8
     worse = {name for name in passed if ours.get(name) != "passed"}
     assert {name.rsplit("::", 1)[1] for name in worse} == set(EXPLAINED)
+    llava = [name for name, test in dinov3.items() if test["outcome"] == "passed" and "LlavaConformanceVlm" in name]
+    assert len(llava) >= 108
+    worse = {name for name in llava if ours.get(name.replace("::Llava", "::VitLlava")) != "passed"}
+    assert {name.rsplit("::", 1)[1] for name in worse} == set(EXPLAINED_VLM)

@@ -30,9 +30,25 @@ from published import (
     files_below,
     run_python,
 )
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, ViTConfig, ViTModel, pipeline
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
 
-from eupe_hf import CheckpointError, EupeBackbone, EupeConfig, EupeModel, hub
+from eupe_hf import (
+    CheckpointError,
+    EupeBackbone,
+    EupeConfig,
+    EupeLlavaConfig,
+    EupeModel,
+    hub,
+)
 from eupe_hf.checkpoints import load_checkpoint, save_layout
 from eupe_hf.image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
 
@@ -42,6 +58,7 @@ LOADED = {
     AutoModel: EupeModel,
     AutoBackbone: EupeBackbone,
     AutoImageProcessor: (EupeImageProcessor, EupeImageProcessorPil),
+    AutoProcessor: (EupeImageProcessor, EupeImageProcessorPil),
     EupeConfig: EupeConfig,
     EupeModel: EupeModel,
     EupeBackbone: EupeBackbone,
@@ -93,6 +110,12 @@ def test_short_name_loads_everywhere_and_asks_once(server: HubServer, auto_class
             assert (one.hidden_size, one.name_or_path) == (192, "eupe-t")
         else:
             assert dict(one.size) == {"height": 256, "width": 256}
+
+
+def test_configuration_of_a_vlm_refuses_the_name_of_an_encoder(server: HubServer) -> None:
+    with pytest.raises(ValueError, match=r"model of type 'eupe', no EUPE VLM.*from_vision_text joins"):
+        EupeLlavaConfig.from_pretrained("eupe-t")
+    assert server.requests == FETCHED
 
 
 def test_convnext_loads_by_its_short_name(server: HubServer) -> None:
@@ -447,11 +470,11 @@ def test_licence_is_told_once(server: HubServer, caplog: pytest.LogCaptureFixtur
 
 HOOK = """
 import importlib, json, transformers.pipelines
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 from transformers.models.auto import auto_factory
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
-CLASSES = (AutoConfig, AutoModel, AutoImageProcessor, AutoVideoProcessor, AutoBackbone)
+CLASSES = (AutoConfig, AutoModel, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoBackbone)
 MODULES = (transformers.utils, auto_factory, transformers.pipelines)
 LOOKUPS = ("resolve_revision", "find_adapter_config_file", "get_task")
 
@@ -494,7 +517,23 @@ def test_hook_comes_and_goes_without_trace(server: HubServer, home: Path) -> Non
     assert off[:2] == [True, "EupeConfig"]
     assert off[2].startswith(error)
     # AutoModel keeps its own; of the three modules, only `transformers.pipelines` has get_task
-    assert installed == [False, True, False, False, False, False, False, True, False, False, True, False, False, False]
+    assert installed == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert again == [True, "eupe-t"]
     assert [identical for identical, _ in removed] == [True, True]
     assert all(message.startswith(error) for _, message in removed)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from common import FAMILIES
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from vlm_common import TEXT, make_language_model, make_tokenizer, make_tower
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeModel
 from eupe_hf.processing_eupe_llava import default_chat_template
-from tests.common import FAMILIES
-from tests.vlm_common import TEXT, make_language_model, make_tokenizer, make_tower
 
 
 # name of the family, its class in transformers, what its tiny configuration needs beside the usual

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from common import FAMILIES, NAMES
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForImageTextToText
 from transformers.utils import SAFE_WEIGHTS_NAME
+from vlm_common import TEXT, make_language_model, make_tokenizer, make_tower, make_vlm
 
 from eupe_hf import EupeLlavaConfig, EupeLlavaForConditionalGeneration, EupeLlavaModel, variant_config
 from eupe_hf.modeling_eupe_llava import EupeLlavaProjector
-from tests.common import FAMILIES, NAMES
-from tests.vlm_common import TEXT, make_language_model, make_tokenizer, make_vlm
 
 
 SIDES = {"vit": 16, "convnext": 8}
@@ -300,6 +300,15 @@ def test_missing_weight_is_an_error(tmp_path: Path) -> None:
         AutoModelForImageTextToText.from_pretrained(tmp_path)
     _, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {"model.multi_modal_projector.linear_2.weight"}
+
+
+def test_folder_of_something_else_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    make_tower("vit").save_pretrained(tmp_path / "tower")
+    with pytest.raises(ValueError, match=r"tower holds a model of type 'eupe', no EUPE VLM.*from_vision_text"):
+        EupeLlavaForConditionalGeneration.from_pretrained(tmp_path / "tower")
+    make_language_model().save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="of type 'llama', no EUPE VLM"):
+        EupeLlavaForConditionalGeneration.from_pretrained(tmp_path / "text")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

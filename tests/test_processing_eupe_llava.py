@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common import FAMILIES, ROOT
 from PIL import Image
 from transformers import AutoProcessor, TextIteratorStreamer, pipeline
+from vlm_common import make_tokenizer, make_vlm
 
 from eupe_hf import EupeLlavaProcessor
-from tests.common import FAMILIES, ROOT
-from tests.vlm_common import make_tokenizer, make_vlm
 
 
 PHOTO = ROOT / "examples" / "images" / "coffee.jpg"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hub_server import HubServer, hub_environment, use_hub
 from PIL import Image
+from vlm_common import make_language_model, make_tokenizer
 
 from eupe_hf import VARIANTS, EupeBackbone, EupeForSegmentation, EupeModel, variant_config
 from eupe_hf.layouts import from_eupe
@@ -72,6 +73,8 @@ def add_users_data(folder: Path) -> None:
     label_map = Image.fromarray((torch.arange(80 * 120).reshape(80, 120) % 3).to(torch.uint8).numpy())
     rows = {"image": [image], "annotation": [label_map]}
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    make_language_model().save_pretrained(folder / "SmolLM2-360M-Instruct")
+    make_tokenizer().save_pretrained(folder / "SmolLM2-360M-Instruct")
     (folder / "my-scenes").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
@@ -110,6 +113,8 @@ def test_python_snippets_run_one_after_the_other(
     assert type(names["reloaded"]).__name__ == "EupeForImageClassification"
     assert names["classify"].model.config.id2label == {0: "cat", 1: "dog"}
     assert (Path("my-merged") / "model.safetensors").is_file()
+    assert (names["prompt"]["input_ids"] == names["vlm_processor"].image_token_id).sum() == 576
+    assert 0 < len(names["answer"]) <= 8
     assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
     assert names["half"].dtype == torch.bfloat16
     assert all(

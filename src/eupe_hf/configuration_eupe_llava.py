@@ -76,6 +76,23 @@ class EupeLlavaConfig(LlavaConfig):
         side = self.vision_config.image_size // (self.vision_config.patch_size * self.scale_factor)
         self.image_seq_length = side**2
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, but the configuration of something else is refused: it names no language model.
+
+        Raises:
+            ValueError: The folder or repository holds another kind of model, an encoder for instance.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a model of type {config_dict['model_type']!r}, no EUPE VLM. "
+                "EupeLlavaForConditionalGeneration.from_vision_text joins an encoder and a language model."
+            )
+        return config_dict, kwargs
+
     def validate_architecture(self) -> None:
         """Part of `@strict`. Raises `ValueError` naming the field."""
         if self.scale_factor < 1:

@@ -3,10 +3,10 @@
 
 `import eupe_hf` calls `register`, which enters the package's classes with the Auto classes and then installs the hook:
 
-- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoVideoProcessor and AutoTokenizer (which pipelines try),
-  AutoBackbone and of every Eupe class is wrapped: one of the six short names is replaced by the folder that `fetch`
-  gives, anything else goes through untouched. AutoModel and its siblings need no wrapper, they call AutoConfig and the
-  Eupe classes.
+- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor and AutoTokenizer (which
+  pipelines try), AutoBackbone and of every Eupe class is wrapped: one of the six short names is replaced by the folder
+  that `fetch` gives, anything else goes through untouched. AutoModel and its siblings need no wrapper, they call
+  AutoConfig and the Eupe classes.
 - `resolve_revision`, `find_adapter_config_file` and `get_task`, with which transformers asks the Hub about a name
   before it loads, answer for short names by themselves.
 
@@ -277,11 +277,11 @@ def install_short_names() -> None:
     if _replaced:
         _answer_lookups()
         return
-    for cls in (AutoConfig, AutoImageProcessor, AutoVideoProcessor, AutoTokenizer):
+    for cls in (AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoTokenizer):
         _wrap_from_pretrained(cls, VARIANTS.get)
     # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
-    own = (EupeConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)
-    for cls in (*own, EupeImageProcessor, EupeImageProcessorPil):
+    own = (EupeConfig, EupeLlavaConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)
+    for cls in (*own, EupeImageProcessor, EupeImageProcessorPil, EupeLlavaProcessor):
         _wrap_from_pretrained(cls, find_variant)
     _wrap_auto_backbone()
     _answer_lookups()
