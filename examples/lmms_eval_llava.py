@@ -1,12 +1,15 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 r"""Evaluate a VLM on the six benchmarks of the paper with lmms-eval, through its wrapper for transformers' LLaVA.
 
-    python examples/lmms_eval_llava.py --model llava_hf --model_args pretrained=my-vlm,dtype=bfloat16 --batch_size 1 \
-        --tasks textvqa_val,scienceqa_img,realworldqa,pope,gqa,mme --output_path results/ --log_samples
+    python examples/lmms_eval_llava.py --model llava_hf --model_args pretrained=my-vlm,dtype=bfloat16,device_map=cuda \
+        --batch_size 1 --tasks textvqa_val,scienceqa_img,realworldqa,pope,gqa,mme --output_path results/ --log_samples
 
-The options are lmms-eval's own (`pip install lmms-eval decord`; names and tasks are those of 0.7.3). Several GPUs:
-`accelerate launch --num_processes 8 examples/lmms_eval_llava.py ...`. The tasks are the paper's TextVQA, SQA,
-RealWorldQA, POPE, GQA and, as `mme_perception_score`, MME-P; the data comes from the Hub.
+The options are lmms-eval's own (`pip install lmms-eval decord`). These tasks are the paper's TextVQA, SQA,
+RealWorldQA, POPE, GQA and, as `mme_perception_score`, MME-P; their data comes from the Hub. Several GPUs, without
+`device_map`: `accelerate launch --num_processes 8 examples/lmms_eval_llava.py ...`.
+
+Tried with lmms-eval 0.7.3 on the CPU, on a task of POPE's kind with drawn pictures, with and without `--force_simple`;
+the six benchmarks themselves have not been run here. transformers 5 refuses the wrapper's default `device_map=""`.
 """
 
 from typing import Any
