@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     trained, total = trainer.get_num_trainable_parameters(), sum(p.numel() for p in model.parameters())
     say = trainer.accelerator.print  # once, however many processes there are
-    say(f"{len(train)} images to train on, {len(evaluation)} to evaluate on, {len(data.names)} classes.")
+    say(f"{train.count} images to train on, {len(evaluation)} to evaluate on, {len(data.names)} classes.")
     say(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%}).")
 
     # 6. Train, from the start or from a checkpoint; the best model is loaded at the end.

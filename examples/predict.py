@@ -12,15 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
 from transformers import logging as transformers_logging
-from transformers.utils import ModelOutput
 
-from eupe_hf import EupeConfig, EupeForMultiTask, EupeMultiTaskConfig, EupePreTrainedModel
 from eupe_hf.modeling_eupe_multitask import TASK_MODELS
-from eupe_hf.visualization import prediction_picture, rgb_picture, side_by_side
+from eupe_hf.prediction import Predictor
 
 
 HERE = Path(__file__).resolve().parent
@@ -41,25 +36,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_model(name: str, task: str | None) -> tuple[EupePreTrainedModel, str]:
-    """The model, and words that belong into the picture where a part of it is random."""
-    if not Path(name).exists() and len(Path(name).parts) > 2:  # no name on the Hub, which is USER/NAME
-        raise ValueError(f"There is no model at {name}.")
-    config = AutoConfig.from_pretrained(name)
-    if isinstance(config, EupeMultiTaskConfig):
-        return EupeForMultiTask.from_pretrained(name), ""
-    if not isinstance(config, EupeConfig):
-        raise ValueError(f"{name} is a {config.model_type} model, not one of EUPE.")
-    for task_class in TASK_MODELS.values():
-        if task_class.__name__ in (config.architectures or []):
-            return task_class.from_pretrained(name), ""
-    if task is None:
-        raise ValueError(f"{name} is an encoder without a head: say which to put on it, with --task.")
-    torch.manual_seed(0)
-    print(f"{name} has no head for {task}, and none is published: a NEW head with RANDOM weights is put on it.")
-    return TASK_MODELS[task].from_pretrained(name), "random weights: "
-
-
 def main() -> None:
     """Load, predict, draw, save."""
     arguments = parse_arguments()
@@ -67,31 +43,15 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     try:
         # 1. Load the model and the image processor that goes with it.
-        model, warning = load_model(arguments.model, arguments.task)
-        model.eval()
-        processor = AutoImageProcessor.from_pretrained(arguments.model)
-        size = {} if arguments.size is None else {"size": {"height": arguments.size, "width": arguments.size}}
-        arguments.output.mkdir(parents=True, exist_ok=True)
+        predict = Predictor(arguments.model, arguments.task, arguments.size, arguments.threshold)
+        if predict.is_random:
+            task = arguments.task
+            print(f"{arguments.model} has no head for {task}, and none is published: a NEW head with RANDOM weights.")
 
+        # 2. Predict and draw each photograph; a multi-task model gives a picture for each of its heads.
         for path in arguments.image:
-            # 2. Predict.
-            inputs = processor(path, **size, return_tensors="pt")
-            with torch.inference_mode():
-                outputs = model(**inputs)
-            parts: dict[str, tuple[ModelOutput, EupeConfig]] = {"": (outputs, model.config)}
-            if isinstance(model, EupeForMultiTask):
-                parts = {name: (out, model.config.head_config(name)) for name, out in outputs.predictions.items()}
-
-            # 3. Draw on the photograph as the processor reads it, in its own size: upright, also where it has 16 bits.
-            raw = processor(path, do_resize=False, do_center_crop=False, do_normalize=False, return_tensors="pt")
-            pixels = raw["pixel_values"][0].permute(1, 2, 0)
-            photograph = rgb_picture(pixels, (pixels.shape[1], pixels.shape[0]))
-            for name, (output, config) in parts.items():
-                picture: Image.Image = prediction_picture(output, photograph, processor, config, arguments.threshold)
-                caption = f"{warning}{Path(arguments.model).name} {name}".strip()
-                target = arguments.output / f"{path.stem}{'-' if name else ''}{name}.png"
-                side_by_side([photograph, picture], caption).save(target)
-                print(f"Saved {target}")
+            for saved in predict.save_pictures(path, arguments.output):
+                print(f"Saved {saved}")
     except (OSError, ValueError) as error:
         sys.exit(f"predict.py: {error}")
 

@@ -44,6 +44,7 @@ def clone(folder: Path) -> Path:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, HubServer]]:
     """A folder that looks like a clone with a downloaded checkpoint in it, and a Hub that has the models."""
     folder = clone(tmp_path_factory.mktemp("clone"))
+    torch.manual_seed(0)
     with HubServer() as server:
         for name in PUBLISHED_HERE:
             model = EupeModel(variant_config(name))
@@ -142,6 +143,8 @@ def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer
         # those of the section "Offline" run without a Hub
         environment = hub_environment(server, tmp_path / "home", offline="import eupe_hf;" in line)
         words = [sys.executable if word == "python" else word for word in shlex.split(line)]
+        if words[0] == "eupe":  # as the console script does, also where the package is not installed
+            words[:1] = [sys.executable, "-m", "eupe_hf.cli"]
         result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     assert result.stdout.strip() == "21596544"

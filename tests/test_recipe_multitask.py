@@ -298,6 +298,8 @@ def test_options_of_the_trainer_and_of_single_tasks(run: Run) -> None:
         (BASIC, ["--segmentation", "nowhere", "depth_scale=3"], "--segmentation nowhere: there is no 'depth_scale=3'; "
          "after the data set go NAME=VALUE of augment, check"),
         (BASIC, ["--segmentation", "nowhere", "size=3"], "there is no 'size=3'"),
+        (BASIC, ["--segmentation", "nowhere", "streaming=true"], "there is no 'streaming=true'"),
+        (BASIC, ["--segmentation", "nowhere", "--streaming"], "Several tasks cannot be streamed: their turns follow"),
         (BASIC, ["--depth", "nowhere", "depth_scale=0"], "--depth nowhere: --depth_scale must be above 0, got 0"),
         (BASIC, ["--depth", "nowhere", "depth_scale=x"], "--depth: error: argument --depth_scale/--depth-scale: "
          "invalid float value: 'x'"),

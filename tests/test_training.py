@@ -400,7 +400,7 @@ def test_segmentation_data_is_refused(tmp_path: Path, name: str, words: str) -> 
 def test_defaults_follow_task_and_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, data, args = parse_recipe("classification", "", ["--dataset", "x"])
-    assert (model.rank, model.alpha, model.mode, args.learning_rate, data.size) == (16, 16.0, "lora", 2.5e-3, 256)
+    assert (model.rank, model.alpha, model.mode, args.learning_rate, data.size) == (16, 16.0, "lora", 1.25e-3, 256)
     assert args.output_dir == "eupe-classification-lora" and args.batch_eval_metrics
     given = ["--dataset", "x", "--mode", "full", "--layers", "0", "1", "--learning_rate", "1e-4", "--no_augment"]
     model, data, args = parse_recipe("segmentation", "", given)

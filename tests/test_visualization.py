@@ -5,8 +5,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
-from eupe_hf.visualization import heat_picture, mark_patch, pca_rgb, rgb_picture, side_by_side, similarity_map
+from eupe_hf.visualization import (
+    attention_picture,
+    heat_picture,
+    mark_patch,
+    matches_picture,
+    mutual_matches,
+    pca_rgb,
+    rgb_picture,
+    side_by_side,
+    similarity_map,
+)
 
 
 def test_pca_rgb_gives_equal_parts_equal_colours() -> None:
@@ -84,3 +95,40 @@ def test_pictures_have_the_size_asked_for() -> None:
 def test_flat_features_draw_without_nan() -> None:
     assert pca_rgb(torch.ones(1, 8, 4, 4)).isfinite().all()
     assert heat_picture(torch.ones(4, 4), Image.new("RGB", (8, 8))).size == (8, 8)
+
+
+def test_mutual_matches_are_each_others_nearest() -> None:
+    first = torch.eye(6).view(6, 2, 3)  # six patches, all different
+    second = first.flip(2) + 0.1 * torch.rand(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    found = mutual_matches(first, second)
+    assert sorted(found) == [(row, column, row, 2 - column) for row in range(2) for column in range(3)]
+    normed = [functional.normalize(one.flatten(1), dim=0) for one in (first, second)]
+    similarity = (normed[0].T @ normed[1]).view(2, 3, 2, 3)
+    values = [similarity[match].item() for match in found]
+    assert values == sorted(values, reverse=True)
+    assert mutual_matches(first, second, count=2) == found[:2]
+    lonely = torch.ones(6, 1, 2)  # both patches are nearest to the same one, which is nearest to the first of them
+    assert len(mutual_matches(lonely, first)) == 1
+    with pytest.raises(ValueError, match=r"\(6, 2, 3\) and \(5, 2, 3\)"):
+        mutual_matches(first, second[:5])
+
+
+def test_matches_are_joined_by_lines() -> None:
+    black = Image.new("RGB", (60, 40))
+    picture = matches_picture(black, black, [(0, 0, 1, 2)], ((2, 3), (2, 3)))
+    assert picture.size == (128, 40)
+    pixels = np.asarray(picture).astype(int)
+    assert pixels[10, 10].any() and pixels[30, 68 + 50].any()  # centres of the two patches
+    assert pixels[16:24, 60:68].min() < 255  # the line crosses the gap between the two
+    assert not pixels[35, 10].any()
+
+
+def test_attention_has_a_picture_per_head() -> None:
+    attention = torch.zeros(4, 2, 3)
+    attention[0, 0, 0] = attention[3, 1, 2] = 1
+    picture = np.asarray(attention_picture(attention, Image.new("RGB", (60, 40)))).astype(int)
+    assert picture.shape == (40 + 8 + 40, 3 * 60 + 2 * 8, 3)  # three to a row
+    assert picture[5, 5].sum() > picture[35, 55].sum()
+    assert picture[48 + 35, 55].sum() > picture[48 + 5, 5].sum()
+    with pytest.raises(ValueError, match=r"\(heads, height, width\), got \(2, 3\)"):
+        attention_picture(attention[0], Image.new("RGB", (60, 40)))

@@ -7,15 +7,18 @@ Needs `pip install 'eupe-hf[train]'`.
 import importlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .data import Rows
-from .training_data import InputArguments
+from .data import Rows, Stream
+
+
+if TYPE_CHECKING:  # it imports this module
+    from .training_data import InputArguments
 
 
 # What training cuts out of images, by task. Depth keeps its scale: the same room looks larger when it is nearer.
@@ -128,7 +131,7 @@ class Augmentation:
 
 
 def training_augmentation(
-    task: str, arguments: InputArguments, side: int | None = None, **options: Any
+    task: str, arguments: "InputArguments", side: int | None = None, **options: Any
 ) -> Augmentation | None:
     """The augmentation of a task's recipe; `None` with `--no_augment`.
 
@@ -174,6 +177,11 @@ class TrainingRows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def count(self) -> str:
+        """How many there are, in words."""
+        return "streamed" if isinstance(self.rows, Stream) else str(len(self))
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return (self[row] for row in range(len(self)))
 
@@ -202,4 +210,18 @@ class TrainingRows(Dataset):
         return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
 
 
-__all__ = ["Augmentation", "TrainingRows", "training_augmentation"]
+class StreamedRows(IterableDataset):
+    """`TrainingRows` of a stream, one after another, as the Trainer takes them.
+
+    Args:
+        rows: Made from a `Stream`.
+    """
+
+    def __init__(self, rows: TrainingRows):
+        self.rows, self.stream = rows, rows.rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self.rows[position] for position in self.stream.positions())
+
+
+__all__ = ["Augmentation", "StreamedRows", "TrainingRows", "training_augmentation"]

@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
 from .image_processing_eupe import EupeImageProcessorPil
-from .modeling_eupe_adapter import Adapter, without_load_report
+from .modeling_eupe_adapter import Adapter, without_heads, without_load_report
 from .modeling_eupe_convnext import EupeConvNextEncoder
 from .modeling_eupe_saving import EupeSavingMixin, model_card
 from .modeling_eupe_vit import EupeViTEncoder, warn_of_prefix_tokens
@@ -36,7 +36,7 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EupeViTEmbeddings", "EupeViTLayer", "EupeConvNextLayer"]
+    _no_split_modules: list[str] = []  # those of the encoder in the model, which transformers adds
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -71,6 +71,8 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
     ) -> _Model:
         """Load a model. Arguments as in `transformers.PreTrainedModel.from_pretrained`.
 
+        With a `quantization_config` the encoder is quantized and its heads are not, unless that names other parts.
+
         The folder, or repository, of an adapter loads its base, with the head that the adapter was trained with where
         `eupe_hf.lora` saved it, and then the adapter. What peft saved on its own says nothing about the head: pass
         `num_labels`, or whatever else it had.
@@ -79,14 +81,18 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
             OSError: The model, or the base of an adapter, is not to be had.
             ValueError: The checkpoint lacks weights of the encoder. transformers would initialise them at random and
                 go on; new heads are initialised as usual. With `output_loading_info=True` nothing is raised, the info
-                lists the missing keys. Or an adapter was trained on another class or architecture, its file is
-                damaged, or a part of the model is neither in it nor in its base.
+                lists the missing keys. Or `device_map` puts a new head, or the base of an adapter, on the disk. Or an
+                adapter was trained on another class or architecture, its file is damaged, or a part of the model is
+                neither in it nor in its base.
         """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = without_heads(kwargs["quantization_config"])
         adapter = Adapter.find(pretrained_model_name_or_path, kwargs)
         if adapter is not None:
             return cls._from_adapter(adapter, pretrained_model_name_or_path, *args, **kwargs)
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model._refuse_new_on_disk(info["missing_keys"])
         # whoever asks for the loading info sees what is missing, and decides for himself
         if pretrained_model_name_or_path is not None and not output_loading_info:
             model._refuse_incomplete(pretrained_model_name_or_path, info["missing_keys"])
@@ -136,12 +142,29 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
                 "python conversion/convert_eupe_to_hf.py --checkpoint FILE --output DIR."
             )
 
+    def _refuse_new_on_disk(self, missing_keys: Iterable[str]) -> None:
+        # transformers offloads what it read from the checkpoint, and finds nothing for the rest at the first call
+        parameters = dict(self.named_parameters())
+        on_disk = sorted(key for key in missing_keys if key in parameters and parameters[key].is_meta)
+        if on_disk:
+            raise ValueError(
+                f"{on_disk[0]} is not in the checkpoint, and device_map puts it on the disk, where only what is can "
+                "be: raise max_memory, or pass a device_map that keeps new parts in memory, as {..., 'head': 'cpu'}."
+            )
+
     def load_adapter(self, peft_model_id: str | os.PathLike | None = None, *args: Any, **kwargs: Any) -> Any:
         """Load an adapter beside those that the model has. Arguments as in transformers.
 
         Raises:
             ValueError: The adapter does not fit the model, or its file is damaged. transformers would load what fits.
+                Or parts of the model are offloaded: there transformers would leave the adapter as it was built.
         """
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError(
+                f"Parts of this {type(self).__name__} are offloaded, and an adapter needs them in memory: raise "
+                "max_memory, or load the adapter without a device_map, merge it (eupe_hf.lora.load_peft_model(FOLDER)"
+                ".merge_and_unload()) and save that."
+            )
         load_config = kwargs.get("load_config")
         source = peft_model_id or getattr(load_config, "pretrained_model_name_or_path", None)
         if source is None:  # the weights are given, not read

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -15,6 +16,7 @@ from huggingface_hub import load_state_dict_from_file
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available, logging
 
 
@@ -24,6 +26,8 @@ ADAPTER_CONFIG_NAME = "eupe_config.json"
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of all names in such a file
 _OPTIONS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "force_download")
+# What models call the parts that are no encoder.
+_HEADS = ("head", "heads")
 # Both are the bare encoder, with the same names.
 _ENCODERS = frozenset(("EupeModel", "EupeBackbone"))
 
@@ -140,7 +144,10 @@ class Adapter:
                 module = reduce(getattr, layer.split("."), model)
             except AttributeError:
                 self._refuse(model, f"it is for {layer}, which the model has not")
+            module = getattr(module, "base_layer", module) if part else module  # another adapter may be there
             here = tuple(module.weight.shape if part else module.shape)
+            if part and isinstance(module, nn.Linear):  # one of four bits keeps its weight in another shape
+                here = (module.out_features, module.in_features)
             side = {"A": 1, "B": 0}.get(part[:1]) if part.endswith(".weight") else None
             if (side is not None and shape[side] != here[side]) or (not part and shape != here):
                 self._refuse(model, f"{name} is {list(shape)} in it, and the model's {layer} is {list(here)}")
@@ -226,6 +233,25 @@ def without_load_report() -> Iterator[None]:
             logger.removeFilter(is_no_report)
 
 
+def without_heads(quantization_config: Any) -> Any:
+    """The same quantization for the encoder alone, unless it says which parts it leaves out.
+
+    transformers leaves out the output layer of language models and no other head.
+
+    Args:
+        quantization_config: As for `from_pretrained`, for example a `transformers.BitsAndBytesConfig`.
+
+    Returns:
+        A copy.
+    """
+    is_dict = isinstance(quantization_config, dict)
+    chosen = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else copy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes, and most of the others
+        if getattr(chosen, name, ()) is None:
+            setattr(chosen, name, list(_HEADS))
+    return chosen
+
+
 def save_model_config(config: PreTrainedConfig, architecture: str, folder: str | os.PathLike) -> None:
     """Write the configuration of the model that an adapter is for beside the adapter.
 
@@ -234,9 +260,10 @@ def save_model_config(config: PreTrainedConfig, architecture: str, folder: str |
         architecture: Name of the class of the model.
         folder: Folder of the adapter.
     """
-    copy = type(config).from_dict(config.to_dict())
-    copy.architectures = [architecture]
-    copy.to_json_file(Path(folder) / ADAPTER_CONFIG_NAME, use_diff=False)
+    saved = type(config).from_dict(config.to_dict())
+    saved.architectures = [architecture]
+    vars(saved).pop("quantization_config", None)  # of the base in this run; the adapter serves any other as well
+    saved.to_json_file(Path(folder) / ADAPTER_CONFIG_NAME, use_diff=False)
 
 
-__all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "save_model_config", "without_load_report"]
+__all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "save_model_config", "without_heads", "without_load_report"]

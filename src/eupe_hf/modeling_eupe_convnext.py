@@ -35,7 +35,9 @@ class EupeConvNextLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, C, H, W), channels-last in memory."""
         branch = self.depthwise_conv(hidden_states).permute(0, 2, 3, 1)  # (B, H, W, C), no copy in channels-last
-        branch = self.pointwise_conv2(self.activation_fn(self.pointwise_conv1(self.layer_norm(branch))))
+        grid = branch.shape[1:3]
+        branch = self.layer_norm(branch).flatten(1, 2)  # (B, H * W, C): 8-bit layers of bitsandbytes take three axes
+        branch = self.pointwise_conv2(self.activation_fn(self.pointwise_conv1(branch))).unflatten(1, grid)
         return torch.addcmul(hidden_states.permute(0, 2, 3, 1), branch, self.gamma).permute(0, 3, 1, 2)
 
 

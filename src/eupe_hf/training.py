@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -29,9 +30,12 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
+from .augmentation import StreamedRows, TrainingRows
+from .data import Stream
 from .modeling_eupe import EupeBackbone, EupeModel
 from .modeling_eupe_head import resize
 from .training_data import DataArguments, InputArguments
+from .training_scale import check_processes, prepare_streaming, quantization, stream_loader
 
 
 MODES = ("lora", "probe", "full")
@@ -55,12 +59,15 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "classification": {
         "all": {"metric_for_best_model": "accuracy", "per_device_train_batch_size": 32, "num_train_epochs": 5},
         # peft's published recipe for image classification: rank 16, alpha 16, dropout 0.1, 5 epochs, learning rate
-        # 5e-3 at batch 128; at batch 32 half of it, by the square root of the ratio, as Adam wants
-        "lora": {"learning_rate": 2.5e-3, "rank": 16, "dropout": 0.1, "warmup_steps": 0.05},
-        # of the learning rates that the linear evaluation of DINOv2 (arXiv 2304.07193) tries, a middle one
+        # 5e-3 at batch 512 (128, accumulated four times); at batch 32 a quarter of it, by the square root of the
+        # ratio, as Adam wants
+        "lora": {"learning_rate": 1.25e-3, "rank": 16, "dropout": 0.1, "warmup_steps": 0.05},
+        # as the paper's protocol trains its linear head for segmentation, with AdamW; the linear evaluation of DINOv2
+        # (arXiv 2304.07193) has no one rate: it tries thirteen from 1e-5 to 0.1, for SGD
         "probe": {"learning_rate": 1e-3},
         # MAE's fine-tuning of a ViT-B (arXiv 2111.06377): 5e-4 for each 256 images, weight decay 0.05, warm-up, decay
-        # by layers (0.65 there, for 100 epochs; 0.75 as in BEiT's shorter ones); the head is new and learns faster
+        # by layers (0.65 there, for 100 epochs; 0.75 as MAE and BEiT have it for the 50 epochs of a ViT-L); the head
+        # is new and learns faster
         "full": {
             "learning_rate": 6e-5, "weight_decay": 0.05, "layer_decay": 0.75, "head_learning_rate": 1e-3,
             "warmup_steps": 0.05,
@@ -72,10 +79,13 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
             "metric_for_best_model": "mean_iou", "per_device_train_batch_size": 16, "num_train_epochs": 50,
             "head_learning_rate": 1e-3, "weight_decay": 1e-3, "warmup_steps": 0.0375, "size": 512,
         },
-        # peft's published recipe for semantic segmentation: rank 32, alpha 32, dropout 0.1, 5e-4, 50 epochs
+        # peft's published recipe for semantic segmentation: rank 32, alpha 32, dropout 0.1, 50 epochs, and its 5e-4 as
+        # it stands, though at batch 4
         "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
         "probe": {"learning_rate": 1e-3},
-        "full": {"learning_rate": 6e-5, "layer_decay": 0.75},  # 6e-5: SegFormer (arXiv 2105.15203)
+        # 6e-5: SegFormer (arXiv 2105.15203), batch 16 too; decay by layers as for classification (BEiT, arXiv
+        # 2106.08254, has 0.65 or 0.9 for ADE20K, by how it was pretrained)
+        "full": {"learning_rate": 6e-5, "layer_decay": 0.75},
     },
 }  # fmt: skip
 
@@ -106,16 +116,20 @@ class ModelArguments:
     dropout: float = field(default=0.0, metadata={"help": "LoRA: dropout before the updates"})
     use_dora: bool = field(default=False, metadata={"help": "LoRA: weight-decomposed updates (DoRA)"})
     use_rslora: bool = field(default=False, metadata={"help": "LoRA: scale by 1 / sqrt(rank) (rsLoRA)"})
+    quantize: str | None = field(
+        default=None, metadata={"help": "LoRA: bits of the encoder's weights", "choices": ("8bit", "4bit")}
+    )
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"--rank must be at least 1, got {self.rank}.")
         if self.alpha is None:
             self.alpha = float(self.rank)  # as in both of peft's recipes, whatever the rank
+        self.loading: dict[str, Any] = {}  # how to load quantized weights
 
     def head_fields(self) -> dict[str, Any]:
-        """Fields of the configuration that these options set."""
-        return {} if self.layers is None else {"out_indices": [layer + 1 for layer in self.layers]}
+        """Keyword arguments of `from_pretrained` that these options set."""
+        return self.loading | ({} if self.layers is None else {"out_indices": [layer + 1 for layer in self.layers]})
 
 
 @dataclass
@@ -183,6 +197,10 @@ def parse_recipe(
     model, data, training = parser.parse_args_into_dataclasses(args=arguments)
     if training.merge and mode != "lora":
         raise ValueError(f"--merge goes with --mode lora; --mode {mode} saves an ordinary model anyway.")
+    check_processes(training)
+    model.loading = quantization(model, training)
+    if data.streaming:
+        prepare_streaming(training)
     check_output(training)
     return model, data, training
 
@@ -236,6 +254,8 @@ def adapt(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
     config = lora_config(model, r=arguments.rank, targets=targets, **options)
     import peft
 
+    if arguments.quantize:  # after the configuration, which takes for new what is trained
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return peft.get_peft_model(model, config)
 
 
@@ -356,12 +376,21 @@ class RecipeTrainer(Trainer):
     """Trainer with the optimizer groups of `parameter_groups`, early stopping, and a card that says how it learned."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        rows = kwargs.get("train_dataset")
+        if isinstance(rows, TrainingRows) and isinstance(rows.rows, Stream):
+            kwargs["train_dataset"] = StreamedRows(rows)
         super().__init__(*args, **kwargs)
         self.card: ModelCard | None = None
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(_SetEpoch(self.train_dataset))
         if self.args.early_stopping is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's; of a stream each process reads its own part."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return stream_loader(self.train_dataset, self.data_collator, self.args)
+        return super().get_train_dataloader()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As the Trainer's, with our groups."""

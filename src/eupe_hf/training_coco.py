@@ -10,6 +10,7 @@ from typing import Any
 
 from .metrics import require
 from .training_data import DataArguments, divide, evenly
+from .training_scale import refuse_streaming
 
 
 _SPLITS = {"validation": ("validation", "valid", "val")}  # what a split is called, if not by its name
@@ -42,6 +43,7 @@ def load_coco(arguments: DataArguments, seed: int) -> tuple[Any, Any, str, dict[
         ValueError: No such file, files that are not COCO's, or that do not have the same categories, each name once;
             or `--labels`, for the files name their categories.
     """
+    refuse_streaming(arguments, "COCO's JSON has the boxes apart from the images")
     if arguments.labels:
         raise ValueError(f"The files in {arguments.dataset} name their categories: leave out --labels.")
     root, categories = Path(arguments.dataset), dict[int, str]()

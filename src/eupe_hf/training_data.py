@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ import PIL.Image
 import PIL.ImageOps
 from transformers.utils import logging
 
-from .data import Rows, load_split
+from .data import Classes, Rows, Stream, UnreadableError, accept, load_split
 from .metrics import require
+from .training_scale import as_rows, check_named, refuse_streaming
 
 
 logger = logging.get_logger(__name__)
 
 _PICTURES = frozenset(PIL.Image.registered_extensions())
 _NAMED = 10  # unreadable files that a message names; it counts the others
+_FIRST = 64  # rows of a stream that are checked before the first step
 
 
 @dataclass(kw_only=True)
@@ -45,12 +48,21 @@ class InputArguments:
     colour: float = field(default=0.25, metadata={"help": "strength of the random change of colours"})
     limit: int | None = field(default=None, metadata={"help": "take this many rows of each split, evenly spaced"})
     strict: bool = field(default=False, metadata={"help": "refuse unreadable files instead of skipping them"})
-    check: bool = field(default=True, metadata={"help": "read every file once before the first step"})
+    check: bool = field(
+        default=True, metadata={"help": f"read every file once before the first step, of a stream {_FIRST} rows"}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read the training split while it is trained on; needs --max_steps"}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "streaming: rows in memory among which the next is chosen"}
+    )
+    eval_rows: int = field(default=1000, metadata={"help": "streaming: rows to evaluate on, kept in memory"})
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f"--held_out must be a share between 0 and 1, got {self.held_out}.")
-        for name in ("size", "limit"):
+        for name in ("size", "limit", "shuffle_buffer", "eval_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
 
@@ -111,7 +123,9 @@ def load_classification(arguments: DataArguments, seed: int) -> TaskData:
     train, evaluation, split = load_splits(arguments, columns, seed, classes=True)
     feature = train.features[arguments.label_column]
     given = read_names(arguments.labels) if arguments.labels else getattr(feature, "names", None)
-    values = train[arguments.label_column]
+    values = (evaluation if arguments.streaming else train)[arguments.label_column]
+    if given is None:
+        check_named(arguments)
     if given is None or isinstance(values[0], str):
         known: list[Any] = sorted({value for value in values if value is not None})
         names = [str(value) for value in known] if given is None else given
@@ -121,16 +135,14 @@ def load_classification(arguments: DataArguments, seed: int) -> TaskData:
         names, known = list(given), list(range(len(given)))
     if len(names) < 2:
         raise ValueError(f"The data set {arguments.dataset} has {len(names)} class: a classifier needs at least two.")
-    classes = {value: i for i, value in enumerate(known)}
+    classes = Classes({value: i for i, value in enumerate(known)})
     for what, part in (("training", train), ("evaluation", evaluation)):
+        if arguments.streaming and what == "training":
+            continue  # there each row is looked at when it comes
         for row, value in enumerate(part[arguments.label_column]):
             if value not in classes:
-                listed = ", ".join(map(repr, known if len(known) <= 5 else [*known[:3], "...", known[-1]]))
-                raise ValueError(
-                    f"Row {row} of the {what} part has the label {value!r}, which is beyond the {len(names)} classes: "
-                    f"{listed}."
-                )
-    parts = [Rows(part, columns, classes) for part in (train, evaluation)]
+                raise ValueError(f"Row {row} of the {what} part has {classes.beyond(value)}")
+    parts = [as_rows(part, columns, arguments, seed, classes) for part in (train, evaluation)]
     if arguments.check:
         parts = [readable(part, arguments.strict)[0] for part in parts]
     return TaskData(parts[0], parts[1], names, split)
@@ -155,13 +167,14 @@ def load_segmentation(arguments: DataArguments, seed: int, reduce_labels: bool =
     columns = {"image": arguments.image_column, "label": arguments.label_column}
     train, evaluation, split = load_splits(arguments, columns, seed)
     names = read_names(arguments.labels) if arguments.labels else None
+    if names is None:
+        check_named(arguments)
     parts, highest = [], -1
     for part in (train, evaluation):
-        rows, found = Rows(part, columns), list[int]()
+        rows, found = as_rows(part, columns, arguments, seed), list[int]()
         if arguments.check or names is None:
-            rows, found = readable(
-                rows, arguments.strict, lambda name, cells: check_map(name, cells, reduce_labels, names)
-            )
+            check = partial(check_map, reduce_labels=reduce_labels, names=names)
+            rows, found = readable(rows, arguments.strict, check)
         parts.append(rows)
         highest = max([highest, *found])
     if names is None and highest < 0:
@@ -178,15 +191,20 @@ def load_splits(
     folder `images` may have a folder beside it, called as `targets` says, whose files belong to them by their names.
     """
     if is_pair_folder(arguments.dataset):
+        refuse_streaming(arguments, f"its images and {targets} are matched by listing them all")
         load: Callable[[str], Any] = lambda split: _pairs(arguments, columns, split, targets)  # noqa: E731
         folders = [path.name for path in Path(arguments.dataset).iterdir() if (path / "images").is_dir()]
         names = folders or ["train"]
     else:
         load = lambda split: load_split(  # noqa: E731
-            arguments.dataset, split, columns, arguments.dataset_config, arguments.limit
+            arguments.dataset, split, columns, arguments.dataset_config, arguments.limit, arguments.streaming
         )
         names = split_names(arguments.dataset, arguments.dataset_config)
-    return divide(arguments, load, names, seed, columns["label"] if classes else None)
+    train, evaluation, split = divide(arguments, load, names, seed, columns["label"] if classes else None)
+    if arguments.streaming:
+        evaluation = as_rows(evaluation, columns, arguments, seed).first(arguments.eval_rows, shuffled=True).data
+        split = f"{len(evaluation)} rows of {split}"
+    return train, evaluation, split
 
 
 def divide(
@@ -201,6 +219,11 @@ def divide(
         split = "validation"
     if split is not None:
         return train, load(split), split
+    refuse_streaming(
+        arguments,
+        "there is no validation split, and no share to hold out of what is not all there",
+        "give --eval_split",
+    )
     held_out = hold_out(train[classes] if classes else None, len(train), arguments.held_out, seed)
     if not held_out.any() or held_out.all():
         raise ValueError(
@@ -315,9 +338,9 @@ def check_class_folders(dataset: str) -> None:
 
 
 def readable(
-    rows: Rows, strict: bool, check: Callable[[str, tuple[Any, ...]], Any] = lambda name, cells: None
+    rows: Rows, strict: bool, check: Callable[[str, tuple[Any, ...]], Any] = accept
 ) -> tuple[Rows, list[Any]]:
-    """Read every row once, and leave out those that cannot be read.
+    """Read every row once, and leave out those that cannot be read; of a stream the first, the others when they come.
 
     Args:
         rows: The rows.
@@ -330,11 +353,14 @@ def readable(
     Raises:
         ValueError: With `strict` an unreadable file; no readable one; what `check` raises.
     """
+    if isinstance(rows, Stream):
+        rows.check = check
+        return rows, readable(rows.first(_FIRST), strict, check)[1]
 
     def read(row: int) -> tuple[str | None, Any]:
         try:
             cells = rows[row]
-        except ValueError as error:
+        except UnreadableError as error:
             return str(error), None
         paths = [value["path"] for value in rows.data[row].values() if isinstance(value, dict) and value.get("path")]
         return None, check(paths[-1] if paths else f"row {row}", cells)

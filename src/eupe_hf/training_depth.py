@@ -5,6 +5,7 @@ Needs `pip install 'eupe-hf[train]'`.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from torch.nn import functional
 from transformers.utils import logging
 
 from .augmentation import TrainingRows
-from .data import Rows
 from .metrics import DepthMetrics
 from .modeling_eupe_head import resize
 from .training_data import DataArguments, TaskData, check_map_size, load_splits, readable
+from .training_scale import as_rows
 
 
 logger = logging.get_logger(__name__)
@@ -80,9 +81,9 @@ def load_depth(arguments: DepthDataArguments, seed: int) -> TaskData:
     train, evaluation, split = load_splits(arguments, columns, seed, targets="depth")
     parts = []
     for what, part in (("training", train), ("evaluation", evaluation)):
-        rows = Rows(part, columns)
+        rows = as_rows(part, columns, arguments, seed)
         if arguments.check:
-            rows, found = readable(rows, arguments.strict, lambda name, cells: _check_depth(name, cells, arguments))
+            rows, found = readable(rows, arguments.strict, partial(_check_depth, arguments=arguments))
             _check_unit(found, what, arguments)
         parts.append(rows)
     return TaskData(parts[0], parts[1], [], split)

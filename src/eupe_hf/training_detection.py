@@ -7,6 +7,7 @@ Needs `pip install 'eupe-hf[train]'`.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import PIL.ImageOps
@@ -17,12 +18,13 @@ from transformers.image_transforms import center_to_corners_format
 from transformers.utils import logging
 
 from .augmentation import Augmentation, TrainingRows
-from .data import Rows
+from .data import Classes, Rows
 from .metrics import average_precision
 from .modeling_eupe_detection import EupeObjectDetectionOutput
 from .training import RecipeTrainer
 from .training_coco import is_coco_folder, load_coco
 from .training_data import DataArguments, TaskData, load_splits, read_names, readable
+from .training_scale import as_rows, check_named
 
 
 logger = logging.get_logger(__name__)
@@ -77,12 +79,13 @@ def load_detection(arguments: DetectionDataArguments, seed: int) -> TaskData:
         columns = {"image": arguments.image_column, "objects": arguments.label_column}
         train, evaluation, split = load_splits(arguments, columns, seed)
         names = _column_names(train, evaluation, arguments)
-    known = {value: index for index, value in enumerate(names)}
+    known = Classes({value: index for index, value in enumerate(names)})
     parts = []
     for what, part in (("training", train), ("evaluation", evaluation)):
-        rows = Rows(part, {"image": arguments.image_column, "objects": arguments.label_column}, known)
+        columns = {"image": arguments.image_column, "objects": arguments.label_column}
+        rows = as_rows(part, columns, arguments, seed, known)
         if arguments.check:
-            rows, found = readable(rows, arguments.strict, lambda name, cells: _count(name, cells, known))
+            rows, found = readable(rows, arguments.strict, partial(_count, classes=known))
             _report(found, what, arguments)
         parts.append(rows)
     return TaskData(parts[0], parts[1], list(names.values()), split)
@@ -104,7 +107,10 @@ def _column_names(train: Any, evaluation: Any, arguments: DetectionDataArguments
     category = feature[key]
     category = getattr(category, "feature", category)
     given = read_names(arguments.labels) if arguments.labels else getattr(category, "names", None)
-    occur = {value for part in (train, evaluation) for value in _categories(part[arguments.label_column])}
+    if given is None:
+        check_named(arguments)
+    parts = [evaluation] if arguments.streaming else [train, evaluation]
+    occur = {value for part in parts for value in _categories(part[arguments.label_column])}
     if given is not None and not any(isinstance(value, str) for value in occur):
         names: dict[Any, str] = dict(enumerate(given))
     else:

@@ -39,6 +39,7 @@ MULTITASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "probe": {"learning_rate": 1e-3},
     "full": {"learning_rate": 6e-5, "layer_decay": 0.75},
 }  # fmt: skip
+_STREAM = ("streaming", "shuffle_buffer", "eval_rows")  # options that only a single task has
 _ERRORS = ("loss", "rmse", "abs_rel", "rmse_log", "log10")  # metrics of which less is better
 
 
@@ -66,6 +67,8 @@ class MultiTaskDataArguments(InputArguments):
         if not self.tasks:
             options = ", ".join(f"--{task}" for task in TASKS)
             raise ValueError(f"No data set was given: name one, a folder or a Hub id, with one or more of {options}.")
+        if self.streaming:
+            raise ValueError("Several tasks cannot be streamed: their turns follow from the numbers of their images.")
         if self.epoch_of is not None and self.epoch_of not in self.tasks:
             raise ValueError(f"--epoch_of must be a task with data, {', '.join(self.tasks)}, got {self.epoch_of!r}.")
         self.weights()
@@ -99,7 +102,7 @@ class MultiTaskDataArguments(InputArguments):
         """
         dataset, *own = getattr(self, task)
         data_class = TASKS[task].data_class
-        known = sorted({field.name for field in fields(data_class)} - {"dataset", "size"})
+        known = sorted({field.name for field in fields(data_class)} - {"dataset", "size", *_STREAM})
         if unknown := [option for option in own if option.partition("=")[0] not in known]:
             raise ValueError(f"there is no {unknown[0]!r}; after the data set go NAME=VALUE of {', '.join(known)}.")
         parser = HfArgumentParser(data_class, prog=f"--{task}", usage="%(prog)s DATASET [NAME=VALUE ...]")

@@ -81,7 +81,7 @@ def finish_tasks(
     trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if trainer.is_world_process_zero():
-        options = settings(args, model, data, tasks, trainer.state.global_step)
+        options = settings(args, model, data, tasks, trainer.state.global_step) | _streamed(trainer.train_dataset)
         finite = {name: value for name, value in scores.items() if math.isfinite(value)}
         results = [_result(task, finite, folder.resolve().name, options) for task in tasks]
         _save_results(folder / "results.json", results, finite, tasks)
@@ -90,6 +90,8 @@ def finish_tasks(
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # the other processes have had nothing to write
+    trainer.accelerator.end_training()
     losses = [f"{task.prefix}loss" for task in tasks if task.score]
     return history_table(history, scores, ["loss", "score", *losses, *shown] if shown else None)
 
@@ -128,7 +130,7 @@ def settings(
     chosen: dict[str, Any] = {"encoder": _public(model.encoder), "mode": model.mode, "steps": steps}
     chosen |= {"size": data.size, "augment": data.augment, "layers": model.layers}
     if model.mode == "lora":
-        names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora")
+        names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora", "quantize")
         chosen |= {name: getattr(model, name) for name in names}
         chosen["merged"] = args.merge
     common = {field.name: getattr(data, field.name) for field in fields(InputArguments)}
@@ -143,6 +145,11 @@ def settings(
     chosen |= {name: getattr(args, name) for name in rates}
     chosen |= data.settings()
     return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _streamed(rows: Any) -> dict[str, Any]:
+    """That the training data was a stream, and how many of its rows the first process could not read."""
+    return {"streaming": True, "unreadable": int(rows.stream.skipped.sum())} if hasattr(rows, "stream") else {}
 
 
 def _public(name: str) -> str:

@@ -7,12 +7,13 @@ for two colour maps.
 
 import colorsys
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch.nn import functional
 from transformers.utils import ModelOutput
 
 from .configuration_eupe import EupeConfig
@@ -77,8 +78,84 @@ def similarity_map(feature_map: torch.Tensor, row: int, column: int) -> torch.Te
     height, width = feature_map.shape[1:]
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(f"Patch ({row}, {column}) lies outside the grid of {height} x {width} patches.")
-    features = torch.nn.functional.normalize(feature_map.detach().float().cpu(), dim=0)
+    features = functional.normalize(feature_map.detach().float().cpu(), dim=0)
     return torch.einsum("chw,c->hw", features, features[:, row, column])
+
+
+def mutual_matches(first: torch.Tensor, second: torch.Tensor, count: int = 20) -> list[tuple[int, int, int, int]]:
+    """Patches of two images that are each other's nearest, by cosine similarity.
+
+    Args:
+        first: (C, H, W), a feature map of one image.
+        second: (C, h, w), of another.
+        count: How many at most: those that are most similar.
+
+    Returns:
+        (row, column) in the first, then (row, column) in the second, the most similar first.
+
+    Raises:
+        ValueError: Not two maps of one width.
+    """
+    if first.ndim != 3 or second.ndim != 3 or len(first) != len(second):
+        raise ValueError(f"The maps must be (C, H, W) with one C, got {tuple(first.shape)} and {tuple(second.shape)}.")
+    columns, other_columns = first.shape[2], second.shape[2]
+    normed = [functional.normalize(one.detach().float().cpu().flatten(1), dim=0) for one in (first, second)]
+    similarity = normed[0].T @ normed[1]
+    best, nearest = similarity.max(dim=1)
+    is_mutual = similarity.argmax(dim=0)[nearest] == torch.arange(len(nearest))
+    order = best.where(is_mutual, -2).argsort(descending=True)[: min(count, int(is_mutual.sum()))]
+    return [(*divmod(i, columns), *divmod(int(nearest[i]), other_columns)) for i in order.tolist()]
+
+
+def matches_picture(
+    first: Image.Image,
+    second: Image.Image,
+    matches: Sequence[tuple[int, int, int, int]],
+    grids: tuple[tuple[int, int], tuple[int, int]],
+) -> Image.Image:
+    """Two images side by side, with a line from each patch to its match.
+
+    Args:
+        first: One image.
+        second: The other.
+        matches: As `mutual_matches` gives them.
+        grids: Rows and columns of patches of either image.
+    """
+    sheet = side_by_side([first.convert("RGB"), second.convert("RGB")])
+    draw = ImageDraw.Draw(sheet)
+    for number, (row, column, other_row, other_column) in enumerate(matches):
+        start = _centre(first, row, column, grids[0])
+        end = _centre(second, other_row, other_column, grids[1])
+        end = (end[0] + sheet.width - second.width, end[1])
+        colour = class_colour(number + 1)
+        draw.line((*start, *end), fill=colour, width=2)
+        for x, y in (start, end):
+            draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour, outline="white")
+    return sheet
+
+
+def _centre(image: Image.Image, row: int, column: int, grid: tuple[int, int]) -> tuple[float, float]:
+    return (column + 0.5) * image.width / grid[1], (row + 0.5) * image.height / grid[0]
+
+
+def attention_picture(attention: torch.Tensor, image: Image.Image) -> Image.Image:
+    """Where each head of a block looks, as heat over the image, three heads to a row.
+
+    Args:
+        attention: (heads, H, W), the attention of one token to the patches.
+        image: The picture.
+
+    Raises:
+        ValueError: Not one map per head.
+    """
+    if attention.ndim != 3:
+        raise ValueError(f"attention must be (heads, height, width), got {tuple(attention.shape)}.")
+    pictures = [heat_picture(head, image) for head in attention]
+    rows = [side_by_side(pictures[start : start + 3]) for start in range(0, len(pictures), 3)]
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height + 8 for row in rows) - 8), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * (row.height + 8)))
+    return sheet
 
 
 def rgb_picture(colours: torch.Tensor, size: tuple[int, int]) -> Image.Image:
@@ -213,14 +290,31 @@ def prediction_picture(
     if main.ndim == 4:
         (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=size)
         return segmentation_picture(label_map, image, config.id2label)
-    logits = main[0].detach().float().cpu()
+    scores = class_scores(main[0], config)
+    ids = {name: i for i, name in config.id2label.items()}
+    entries = [(class_colour(ids[name]), f"{name} {score:.2f}") for name, score in scores.items()]
+    return _above_legend(image.convert("RGB"), entries)
+
+
+def class_scores(logits: torch.Tensor, config: EupeConfig, count: int = 5) -> dict[str, float]:
+    """The best classes of one image by name, the best first.
+
+    Args:
+        logits: (classes,).
+        config: Of the classifier: names, and whether several classes go together.
+        count: How many at most.
+
+    Returns:
+        Probabilities; of a regression, or a single class, the values as they are.
+    """
+    logits = logits.detach().float().cpu()
     if config.problem_type == "multi_label_classification":
         logits = logits.sigmoid()
     elif config.problem_type != "regression" and config.num_labels > 1:
         logits = logits.softmax(dim=0)
     scores, classes = logits.sort(descending=True)
-    best = list(zip(classes.tolist(), scores.tolist(), strict=True))[:5]
-    return _above_legend(image.convert("RGB"), [(class_colour(i), f"{config.id2label[i]} {s:.2f}") for i, s in best])
+    best = zip(classes.tolist()[:count], scores.tolist()[:count], strict=True)
+    return {config.id2label[i]: score for i, score in best}
 
 
 def _above_legend(picture: Image.Image, entries: list[tuple[tuple[int, int, int], str]]) -> Image.Image:
@@ -274,11 +368,15 @@ def side_by_side(pictures: list[Image.Image], caption: str = "") -> Image.Image:
 
 
 __all__ = [
+    "attention_picture",
     "boxes_picture",
     "class_colour",
+    "class_scores",
     "depth_picture",
     "heat_picture",
     "mark_patch",
+    "matches_picture",
+    "mutual_matches",
     "pca_rgb",
     "prediction_picture",
     "rgb_picture",

@@ -1,0 +1,291 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""The `eupe` command. Exit codes: 0 done, 1 a comparison failed, 2 the input is wrong, which one sentence says.
+
+typer, which transformers' own command line uses, so it is there anyway.
+"""
+
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import torch
+import typer
+from transformers import logging as transformers_logging
+from transformers.utils import CONFIG_NAME
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
+
+from .configuration_eupe import WEIGHTS_LICENSE
+from .variants import VARIANTS, variant_config
+
+
+app = typer.Typer(
+    name="eupe",
+    help="EUPE encoders: download, convert, check, compute features, predict, look.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Model = Annotated[str, typer.Option(help="A short name, a Hub id or a folder.")]
+Size = Annotated[Optional[int], typer.Option(help="Squash images to this side in pixels [default: the model's].")]  # noqa: UP045
+
+
+class Kind(str, enum.Enum):
+    """What `eupe visualize` draws."""
+
+    pca = "pca"
+    similarity = "similarity"
+    attention = "attention"
+    matches = "matches"
+
+
+def main() -> None:
+    """Run the command; a mistake of the user ends with exit code 2 and one sentence on stderr."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of loading, which takes no time; `features` has one
+    try:
+        app()
+    except (ImportError, OSError, ValueError) as error:
+        typer.echo(f"eupe: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+def _tell(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    for name, value in values.items():
+        typer.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def _load_encoder(cls: Any, model: str, size: int | None) -> tuple[Any, Any]:
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(model)
+    if size is not None:
+        processor.size, processor.do_center_crop = {"height": size, "width": size}, False
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return cls.from_pretrained(model).eval().to(device), processor
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """List the six published encoders.
+
+    Example: eupe list
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name, "parameters": variant.num_parameters, "width": variant_config(name).hidden_size,
+            "stride": variant_config(name).patch_size, "repository": variant.repo_id,
+        }
+        for name, variant in VARIANTS.items()
+    ]  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    typer.echo(f"{'name':<17}{'parameters':>11}{'width':>7}{'stride':>8}  repository")
+    for row in rows:
+        millions = f"{row['parameters'] / 1e6:.1f} M"
+        typer.echo(f"{row['name']:<17}{millions:>11}{row['width']:>7}{row['stride']:>8}  {row['repository']}")
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A name of one of the six.")],
+    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")] = None,  # noqa: UP045
+    force: Annotated[bool, typer.Option(help="Download and convert anew.")] = False,
+) -> None:
+    """Download an encoder, convert it if need be, and print its folder.
+
+    Example: eupe pull eupe-s
+    """
+    from .hub import fetch
+
+    typer.echo(fetch(name, revision=revision, force_download=force))
+    typer.echo(
+        f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}", err=True
+    )
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A checkpoint in any layout, a saved model, adapter or feature file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a file or folder is.
+
+    Example: eupe info EUPE-ViT-S.pt
+    """
+    _tell(describe(path), as_json)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a file or folder is, by names that suit people and JSON.
+
+    Raises:
+        OSError: There is nothing.
+        ValueError: It is nothing of EUPE.
+    """
+    from .checkpoints import load_checkpoint
+
+    if path.is_dir() and (path / ADAPTER_CONFIG_NAME).is_file():
+        lora = json.loads((path / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+        keys = {"base": "base_model_name_or_path", "rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
+        return {"kind": f"{lora['peft_type']} adapter", **{name: lora.get(key) for name, key in keys.items()}}
+    config = path / CONFIG_NAME
+    fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if fields.get("model_type") == "eupe_multitask":
+        return {"kind": "multi-task model", "heads": [f"{n} ({h['task']})" for n, h in fields["heads"].items()]}
+    if fields.get("model_type") == "eupe_llava":
+        kind = {"kind": "vision-language model", "language model": fields["text_config"]["model_type"]}
+        return {**kind, "image tokens": fields["image_seq_length"]}
+    if path.suffix == ".parquet":
+        return _describe_features(path)
+    try:
+        checkpoint = load_checkpoint(path)
+    except ValueError:
+        if path.suffix != ".safetensors":
+            raise
+        return _describe_features(path)
+    return {
+        "kind": (fields.get("architectures") or ["encoder"])[0],
+        "model": checkpoint.variant.name if checkpoint.variant is not None else "of another size than the six",
+        "layout": checkpoint.layout,
+        "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()}),
+        "tensors of a head": len(checkpoint.head),
+        "tensors of distillation adapters": len(checkpoint.projectors),
+    }
+
+
+def _describe_features(path: Path) -> dict[str, Any]:
+    from .features import read_features
+
+    found = read_features(path)
+    return {"kind": "features", "images": len(found.paths), "width": found.features.shape[-1], "model": found.model}
+
+
+@app.command()
+def features(
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    output: Annotated[Path, typer.Option(help="A .safetensors or .parquet file.")],
+    model: Model = "eupe-s",
+    size: Size = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
+    strict: Annotated[bool, typer.Option(help="An image that can't be read is an error.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Begin anew, also where there is a file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the global feature of every image. A run that was stopped goes on when it is repeated.
+
+    Example: eupe features photos/ --output photos.parquet
+    """
+    from .features import find_images, save_features
+    from .modeling_eupe import EupeModel
+
+    paths = find_images(images)
+    encoder, processor = _load_encoder(EupeModel, model, size)
+    transformers_logging.enable_progress_bar()
+    done = save_features(encoder, processor, paths, output, batch_size, workers, strict, overwrite)
+    if done.skipped:
+        typer.echo(
+            f"Left out {len(done.skipped)} images that can't be read, first: {next(iter(done.skipped))}", err=True
+        )
+    told = {"output": str(output), "images": done.count, "skipped": len(done.skipped), "resumed": done.resumed}
+    _tell(told, as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[Path, typer.Argument(help="An image.")],
+    index: Annotated[Path, typer.Option(help="A file of `eupe features`, or a folder of images.")],
+    model: Annotated[Optional[str], typer.Option(help="What computes features [default: the index's].")] = None,  # noqa: UP045
+    count: Annotated[int, typer.Option(min=1, help="How many images to find.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Find the images that are most similar to one, by the cosine of global features.
+
+    Example: eupe search photo.jpg --index photos.parquet
+    """
+    from tempfile import TemporaryDirectory
+
+    from .features import find_images, nearest_images, read_features, save_features
+    from .modeling_eupe import EupeModel
+
+    if not query.is_file():
+        raise FileNotFoundError(f"There is no image {query}.")
+    known = None if index.is_dir() else read_features(index)
+    encoder, processor = _load_encoder(EupeModel, model or (known.model if known else "") or "eupe-s", None)
+    with TemporaryDirectory() as scratch:
+        if known is None:
+            save_features(encoder, processor, find_images([index]), Path(scratch) / "index.safetensors")
+            known = read_features(Path(scratch) / "index.safetensors")
+        inputs = processor(query, return_tensors="pt").to(encoder.device)
+        with torch.inference_mode():
+            feature = encoder(**inputs).pooler_output[0].cpu()
+    found = nearest_images(known, feature, count)
+    if as_json:
+        typer.echo(json.dumps([{"path": path, "similarity": similarity} for path, similarity in found]))
+        return
+    for path, similarity in found:
+        typer.echo(f"{similarity:.4f}  {path}")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A saved task model or multi-task model, or an encoder with --task.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    task: Annotated[Optional[str], typer.Option(help="With an encoder: which new, random head to put on it.")] = None,  # noqa: UP045
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
+    size: Size = None,
+    threshold: Annotated[float, typer.Option(help="Detection: least score of a box.")] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Draw what a task model says about images; with --json print it instead, a line for each image.
+
+    Example: eupe predict my-parts photo.jpg
+    """
+    from .features import find_images
+    from .prediction import Predictor
+
+    paths = find_images(images)
+    predictor = Predictor(model, task, size, threshold)
+    if predictor.is_random:
+        typer.echo(f"{model} has no head for {task}: this one is new, with RANDOM weights.", err=True)
+    for path in paths:
+        if as_json:
+            heads = {name: prediction.values() for name, prediction in predictor(path).items()}
+            typer.echo(json.dumps({"path": str(path), "is_random": predictor.is_random, **heads}))
+            continue
+        for saved in predictor.save_pictures(path, output):
+            typer.echo(saved)
+
+
+@app.command()
+def visualize(
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images; two for matches.")],
+    kind: Annotated[Kind, typer.Option(help="What to draw.")] = Kind.pca,
+    model: Model = "eupe-s",
+    size: Annotated[int, typer.Option(help="Squash images to this side: larger, finer.")] = 512,
+    patch: Annotated[Optional[tuple[int, int]], typer.Option(help="Row and column, for similarity.")] = None,  # noqa: UP045
+    layer: Annotated[int, typer.Option(help="Block, from 0, for attention.")] = -1,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+) -> None:
+    """Draw what an encoder sees: principal components (colours agree between images), similarity, attention, matches.
+
+    Example: eupe visualize photo.jpg other.jpg --kind pca
+    """
+    from .features import find_images
+    from .gallery import draw
+
+    for saved in draw(find_images(images), kind.value, model, size, patch, layer, output):
+        typer.echo(saved)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""The benchmark of LoRA's quality: its data, and a quick run from end to end."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import lora_quality
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("digits", (1200, 597)), ("patches", (1200, 576))])
+def test_data_is_split_without_overlap(name: str, sizes: tuple[int, int]) -> None:
+    parts = lora_quality.DATA[name]()
+    assert tuple(map(len, parts)) == sizes
+    seen, held_out = ({row["pixel_values"].numpy().tobytes() for row in part} for part in parts)
+    assert not seen & held_out
+    classes = [torch.tensor([row["labels"] for row in part]).bincount() for part in parts]
+    assert len(classes[0]) == len(classes[1]) and all(counts.min() > 0.8 * counts.max() for counts in classes)
+
+
+def test_patterns_of_a_seed_are_always_the_same() -> None:
+    images, classes = lora_quality.draw_patterns(64, seed=1)
+    again, _ = lora_quality.draw_patterns(64, seed=1)
+    other, _ = lora_quality.draw_patterns(64, seed=2)
+    assert torch.equal(images, again) and not torch.equal(images, other)
+    assert images.shape == (64, 3, 64, 64) and classes.min() >= 0 and classes.max() < 32
+
+
+def test_quick_run_prints_a_row_per_setting_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["lora_quality.py", "--quick", "--cache", str(tmp_path), "--families", "vit", "--data", "digits"]
+    monkeypatch.setattr(sys, "argv", command)
+    lora_quality.main()
+    tables = [capsys.readouterr().out]
+    monkeypatch.setattr(lora_quality, "finetune", None)
+    monkeypatch.setattr(lora_quality, "pretrain", None)
+    lora_quality.main()
+    tables.append(capsys.readouterr().out)
+    first, second = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+        for table in tables
+    )
+    assert [row[0] for row in first] == ["vit", *(setting.name for setting in lora_quality.settings("vit"))]
+    trained = {row[0]: int(row[1].replace(",", "")) for row in first[1:]}
+    assert trained["probe"] == 64 * 10 + 10  # the classifier
+    assert trained["LoRA attention 16"] == trained["probe"] + 4 * 4 * 16 * (
+        64 + 64
+    )  # of four blocks, four layers each
+    assert first[2][5] == "+0.0 ± 0.0"  # full fine-tuning against itself
+    timings = 3
+    assert [row[:timings] + row[timings + 1 :] for row in first] == [
+        row[:timings] + row[timings + 1 :] for row in second
+    ]

@@ -1,0 +1,191 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Features of many images: the file, runs that are killed and repeated, bad images, search."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from common import FAMILIES, tiny_config
+from PIL import Image
+
+from eupe_hf import EupeImageProcessorPil, EupeModel, features
+from eupe_hf.features import FeatureFile, find_images, nearest_images, read_features, save_features
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven images in two folders, one of them damaged, and a text."""
+    generator = np.random.default_rng(0)
+    for i in range(7):
+        path = tmp_path / "images" / ("a" if i % 2 else "b") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "images" / "a" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "notes.txt").write_text("no image either")
+    return tmp_path / "images"
+
+
+def model_and_processor(family: str = "vit") -> tuple[EupeModel, EupeImageProcessorPil]:
+    torch.manual_seed(0)
+    model = EupeModel(tiny_config(family)).eval()
+    return model, EupeImageProcessorPil(size={"height": 64, "width": 64})
+
+
+@pytest.mark.parametrize("suffix", features.FORMATS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_file_holds_the_features_of_every_readable_image(
+    folder: Path, tmp_path: Path, family: str, suffix: str
+) -> None:
+    model, processor = model_and_processor(family)
+    paths = find_images([folder])
+    assert [path.name for path in paths] == ["1.png", "3.png", "5.png", "0.png", "2.png", "4.png", "6.png"]
+    summary = save_features(model, processor, paths, tmp_path / f"out{suffix}", batch_size=2, num_workers=0)
+    assert (summary.count, summary.resumed) == (6, 0)
+    assert [Path(path).name for path in summary.skipped] == ["3.png"]
+    assert "can't be read" in next(iter(summary.skipped.values()))
+    found = read_features(tmp_path / f"out{suffix}")
+    assert [Path(path).name for path in found.paths] == ["1.png", "5.png", "0.png", "2.png", "4.png", "6.png"]
+    for path, feature in zip(found.paths, found.features, strict=True):
+        with torch.no_grad():
+            expected = model(**processor(path, return_tensors="pt")).pooler_output[0]
+        torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-5)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", f"out{suffix}"}
+    again = save_features(model, processor, paths, tmp_path / f"out{suffix}", batch_size=2, num_workers=0)
+    assert (again.count, again.resumed, again.skipped) == (6, 7, summary.skipped)
+
+
+def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_PART_BATCHES", 1)
+    model, processor = model_and_processor()
+    paths, options = find_images([folder]), {"batch_size": 2, "num_workers": 0}
+    save_features(model, processor, paths, tmp_path / "whole.safetensors", **options)
+    add, calls = features._Part.add, []
+
+    def stop(self: Any, *args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        add(self, *args)
+
+    monkeypatch.setattr(features._Part, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_features(model, processor, paths, tmp_path / "cut.safetensors", **options)
+    assert not (tmp_path / "cut.safetensors").exists()
+    with pytest.raises(ValueError, match="other images, another model or another batch size"):
+        save_features(model, processor, paths[1:], tmp_path / "cut.safetensors", **options)
+    summary = save_features(model, processor, paths, tmp_path / "cut.safetensors", **options)
+    assert (summary.count, summary.resumed, len(summary.skipped)) == (6, 4, 1)
+    assert len(calls) == 3 + 2  # the two parts that were missing
+    found, expected = (read_features(tmp_path / f"{name}.safetensors") for name in ("cut", "whole"))
+    assert found.paths == expected.paths and found.model == expected.model
+    assert torch.equal(found.features, expected.features)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import torch
+from eupe_hf import EupeConfig, EupeImageProcessorPil, EupeModel, features
+
+features._PART_BATCHES = 2
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = EupeModel(EupeConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=2)).eval()
+forward = model.forward
+def slow(*args, **kwargs):
+    time.sleep(float(sys.argv[3]))
+    return forward(*args, **kwargs)
+model.forward = slow
+processor = EupeImageProcessorPil(size={"height": 32, "width": 32})
+paths = features.find_images([sys.argv[1]])
+summary = features.save_features(model, processor, paths, sys.argv[2], batch_size=2, num_workers=1)
+print(summary.count, summary.resumed)
+"""
+
+
+def test_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        Image.new("RGB", (20, 20), (i, 2 * i, 3 * i)).save(tmp_path / "images" / f"{i:02d}.png")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "images")]
+    whole = subprocess.run(
+        [*command, str(tmp_path / "whole.parquet"), "0"], check=True, capture_output=True, text=True
+    )
+    assert whole.stdout.split() == ["40", "0"]
+    output, parts = tmp_path / "cut.parquet", tmp_path / ".cut.parquet.parts"
+    for wanted in (2, 5):  # killed twice, each time after so many parts
+        process = subprocess.Popen([*command, str(output), "0.1"], stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while len(list(parts.glob("*.safetensors"))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    rest = subprocess.run([*command, str(output), "0"], check=True, capture_output=True, text=True)
+    count, resumed = map(int, rest.stdout.split())
+    assert count == 40 and 20 <= resumed < 40
+    found, expected = read_features(output), read_features(tmp_path / "whole.parquet")
+    assert found.paths == expected.paths
+    assert torch.equal(found.features, expected.features)
+    assert not parts.exists()
+
+
+def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> None:
+    model, processor = model_and_processor()
+    paths = find_images([folder])
+    with pytest.raises(ValueError, match=r"must end in \.safetensors or \.parquet, got out\.csv"):
+        save_features(model, processor, paths, tmp_path / "out.csv")
+    with pytest.raises(ValueError, match=r"3\.png' can't be read"):
+        save_features(model, processor, paths, tmp_path / "strict.safetensors", num_workers=0, strict=True)
+    native = EupeImageProcessorPil(do_resize=False)
+    with pytest.raises(ValueError, match="several sizes"):
+        save_features(model, native, paths, tmp_path / "sizes.safetensors", num_workers=0)
+    save_features(model, processor, paths, tmp_path / "out.safetensors", num_workers=0)
+    with pytest.raises(ValueError, match="other images or another model"):
+        save_features(model, processor, paths[:2], tmp_path / "out.safetensors", num_workers=0)
+    summary = save_features(model, processor, paths[:1], tmp_path / "out.safetensors", num_workers=0, overwrite=True)
+    assert summary.count == 1
+    with pytest.raises(FileNotFoundError, match="There is no file or folder"):
+        find_images([tmp_path / "nothing"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="There are no images in"):
+        find_images([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="No images"):
+        find_images([])
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="holds no features with paths"):
+        read_features(tmp_path / "model" / "model.safetensors")
+
+
+def test_all_images_bad_gives_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    model, processor = model_and_processor()
+    summary = save_features(model, processor, [tmp_path / "bad.png"], tmp_path / "out.safetensors", num_workers=0)
+    assert summary.count == 0 and len(summary.skipped) == 1
+    found = read_features(tmp_path / "out.safetensors")
+    assert found.paths == [] and found.features.shape == (0, model.config.hidden_size)
+
+
+def test_nearest_images_are_the_most_similar() -> None:
+    index = FeatureFile(["x", "y", "z"], torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]), "eupe-t")
+    found = nearest_images(index, torch.tensor([5.0, 0.0]), count=2)
+    assert [path for path, _ in found] == ["x", "z"]
+    assert [similarity for _, similarity in found] == pytest.approx([1.0, 2**-0.5])
+    with pytest.raises(ValueError, match=r"shape \(3,\).*compute both with one model, eupe-t"):
+        nearest_images(index, torch.zeros(3))
+
+
+def test_metadata_is_json_that_others_can_read(folder: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model, processor = model_and_processor()
+    save_features(model, processor, find_images([folder]), tmp_path / "out.safetensors", num_workers=0)
+    with safe_open(tmp_path / "out.safetensors", framework="np") as file:
+        assert len(json.loads(file.metadata()["paths"])) == len(file.get_tensor("features")) == 6
