@@ -90,7 +90,7 @@ def load_questions(args: argparse.Namespace) -> tuple[Any, list[Question]]:
         "question": args.question_column,
         "answer": args.answer_column or ("answers" if args.vqa_soft else "answer"),
     }
-    data = load_split(args.dataset, args.split, columns, args.config, args.limit, args.image_folder)
+    data = load_split(args.dataset, args.split, columns, args.config, args.limit, image_folder=args.image_folder)
     if args.task == "multiple_choice":
         if args.choices_column in data.column_names:
             columns["choices"] = args.choices_column
