@@ -76,6 +76,11 @@ def add_users_data(folder: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
     make_language_model().save_pretrained(folder / "SmolLM2-360M-Instruct")
     make_tokenizer().save_pretrained(folder / "SmolLM2-360M-Instruct")
+    questions = datasets.Dataset.from_dict(
+        {"image": [image] * 2, "question": ["Is it hot?"] * 2, "answer": ["yes", "no"]}
+    )
+    (folder / "my-questions").mkdir()
+    questions.cast_column("image", datasets.Image()).to_parquet(folder / "my-questions" / "validation.parquet")
     (folder / "my-scenes").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
@@ -147,6 +152,7 @@ def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer
     assert (folder / "multitask.png").is_file() and (folder / "my-multitask" / "config.json").is_file()
     assert json.loads((folder / "knn.json").read_text())["metrics"] == {"accuracy@2": 1.0, "accuracy@5": 1.0}
     assert 0 < json.loads((folder / "segmentation.json").read_text())["metrics"]["pixel_accuracy"] < 1
+    assert json.loads((folder / "pope.json").read_text())["num_examples"] == 2
     tuned = {file.name for file in (folder / "my-finetuned").iterdir()}
     assert {"adapter_model.safetensors", "eupe_config.json", "README.md", "results.json", "curve.png"} <= tuned
     converted = EupeForSegmentation.from_pretrained(folder / "my-ade20k")

@@ -32,11 +32,13 @@ def load_split(
     config: str | None = None,
     limit: int | None = None,
     streaming: bool = False,
+    image_folder: str | None = None,
 ) -> Any:
     """Load a split of a data set.
 
     Args:
-        dataset: A Hub id, or a folder: of images, of parquet files, or written by `save_to_disk`.
+        dataset: A Hub id; a folder: of images, of parquet files, or written by `save_to_disk`; or one JSON or parquet
+            file, which is the split.
         split: Name of the split.
         columns: The columns that are needed, by what they are: "image", "label", ... Those whose key holds "image" may
             also be paths.
@@ -44,6 +46,7 @@ def load_split(
         limit: Take this many rows, evenly spaced, so that a data set sorted by class is not cut to its first classes;
             of a stream the first.
         streaming: Read rows only when they are asked for, one after another.
+        image_folder: Where the images are whose column holds paths.
 
     Returns:
         A `datasets.Dataset`, or with `streaming` a `datasets.IterableDataset`, its images not yet decoded, so that
@@ -55,17 +58,7 @@ def load_split(
     """
     datasets = require("datasets")
     try:
-        if any((Path(dataset) / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            if streaming:
-                raise ValueError("what save_to_disk wrote is read from the disk anyway, and is not streamed.")
-            saved = datasets.load_from_disk(dataset)
-            saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-            if split not in saved:
-                raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
-            data = saved[split]
-        else:
-            data = datasets.load_dataset(dataset, config, split=split, streaming=streaming)
-            data = data._resolve_features() if streaming else data  # reads a row where nothing else tells the columns
+        data = _load(dataset, split, config, streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"The data set {dataset} cannot be loaded: {' '.join(str(error).split())}") from error
     for key, column in columns.items():
@@ -76,6 +69,8 @@ def load_split(
                 f"{', '.join(data.column_names)}.{hint}"
             )
         feature = data.features[column]
+        if image_folder is not None and "image" in key and feature == datasets.Value("string"):
+            data = data.map(lambda row, name=column: {name: row[name] and str(Path(image_folder) / row[name])})
         if isinstance(feature, datasets.Image) or ("image" in key and feature == datasets.Value("string")):
             data = data.cast_column(column, datasets.Image(decode=False))
     if streaming:
@@ -84,6 +79,23 @@ def load_split(
         raise ValueError(f"The split {split!r} of {dataset} is empty.")
     count = min(limit or len(data), len(data))
     return data.select([i * len(data) // count for i in range(count)])
+
+
+def _load(dataset: str, split: str, config: str | None, streaming: bool) -> Any:
+    datasets = require("datasets")
+    path = Path(dataset)
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if streaming:
+            raise ValueError("what save_to_disk wrote is read from the disk anyway, and is not streamed.")
+        saved = datasets.load_from_disk(dataset)
+        saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+        if split not in saved:
+            raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
+        return saved[split]
+    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix) if path.is_file() else None
+    files = {} if kind is None else {"data_files": {split: dataset}}
+    data = datasets.load_dataset(kind or dataset, config, split=split, streaming=streaming, **files)
+    return data._resolve_features() if streaming else data  # reads a row where nothing else tells the columns
 
 
 class Classes(dict):

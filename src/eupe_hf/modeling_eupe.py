@@ -22,7 +22,7 @@ from .image_processing_eupe import EupeImageProcessorPil
 from .modeling_eupe_adapter import Adapter, without_heads, without_load_report
 from .modeling_eupe_convnext import EupeConvNextEncoder
 from .modeling_eupe_saving import EupeSavingMixin, model_card
-from .modeling_eupe_vit import EupeViTEncoder
+from .modeling_eupe_vit import EupeViTEncoder, warn_of_prefix_tokens
 
 
 _Model = TypeVar("_Model", bound="EupePreTrainedModel")
@@ -283,6 +283,7 @@ class EupeModel(_EupeEncoderModel):
         """
         pixel_values = self._check_pixel_values(pixel_values)
         if self.config.backbone_type == "vit":
+            warn_of_prefix_tokens(self.config, kwargs.get("output_hidden_states"))
             outputs = self.encoder(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
             tokens = self.norm(outputs.last_hidden_state)
             pooled = tokens[:, 0]

@@ -206,7 +206,7 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
             least = stride * self.config.scale_factor
             raise ValueError(f"An image must be at least {least} x {least} pixels, one token, got {height} x {width}.")
         returned = tower.config.selected_hidden_states(kwargs.pop("output_hidden_states", None))
-        asked = sorted(returned | {layer for layer in layers if layer != last})
+        asked = tuple(sorted(returned | {layer for layer in layers if layer != last}))  # a list would be warned of
         outputs = tower(pixel_values, output_hidden_states=asked, **kwargs)
         tokens = [
             outputs.last_hidden_state if layer == last else tower.norm(outputs.hidden_states[layer])

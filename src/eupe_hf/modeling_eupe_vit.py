@@ -14,9 +14,30 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 
 from .configuration_eupe import EupeConfig
+
+
+logger = logging.get_logger(__name__)
+
+
+def warn_of_prefix_tokens(config: EupeConfig, requested: bool | int | Sequence[int] | None) -> None:
+    """Say once what hidden states hold beside patches, where a LLaVA of transformers may be what asks for them.
+
+    Its classes ask for one layer by its number, for several by a list, and take off one token.
+
+    Args:
+        config: Of the encoder.
+        requested: The caller's `output_hidden_states`.
+    """
+    if type(requested) in (int, list) and not torch.compiler.is_compiling():
+        logger.warning_once(
+            f"EUPE's hidden states start with a class token and {config.num_register_tokens} registers and have not "
+            "passed the final norm. transformers' LlavaForConditionalGeneration takes off the class token alone, and "
+            "would feed the registers to the language model: EupeLlavaForConditionalGeneration gives it normed patch "
+            "tokens. If you take off all config.num_prefix_tokens tokens yourself, this is not for you."
+        )
 
 
 def _rotary_tables(
@@ -367,4 +388,4 @@ class EupeViTEncoder(PreTrainedModel):
         return tuple(maps[i] for i in layers)
 
 
-__all__ = ["EupeViTEncoder"]
+__all__ = ["EupeViTEncoder", "warn_of_prefix_tokens"]
