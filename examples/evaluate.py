@@ -9,6 +9,7 @@
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.output is not None:
             result.save(args.output)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        message = str(error).rpartition("ValueError: ")[2]  # without the traceback that workers put before it
+        message = re.split(r"\b\w+Error: ", str(error))[-1]  # without the traceback that workers put before it
         parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")
     print(f"{args.protocol} of {args.model} on {len(data)} rows of {args.dataset} ({args.split})")
     print("\n".join(f"{name:<20}{value:>9.4f}" for name, value in metrics.items()))
