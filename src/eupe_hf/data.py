@@ -2,7 +2,7 @@
 """Rows of a `datasets` data set as images, labels and maps, read one by one, with errors that name the row."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,23 +96,41 @@ class Rows(Dataset):
         values = self.data[row]
         return tuple(self._read(key, values[column], f"Row {row}, {column!r}") for key, column in self.columns.items())
 
+    def select(self, rows: Sequence[int]) -> "Rows":
+        """These rows alone."""
+        return Rows(self.data.select(rows), self.columns, self.classes)
+
+    def name(self, row: int) -> str:
+        """The file of a row's last image or map, or the number of the row."""
+        paths = [value["path"] for value in self.data[row].values() if isinstance(value, dict) and value.get("path")]
+        return paths[-1] if paths else f"row {row}"
+
     def _read(self, key: str, value: Any, name: str) -> Any:
         if "image" in key:
-            return _image(value, name)
+            return read_image(value, name)
         if key == "label" and self.classes is not None:
             return self.classes[value]
         if key == "objects":
             return value
         if isinstance(value, dict):
             is_array = str(value.get("path")).lower().endswith(".npy")
-            return torch.from_numpy(_array(value, name) if is_array else np.array(_image(value, name)))
+            return torch.from_numpy(_array(value, name) if is_array else np.array(read_image(value, name)))
         try:
             return torch.from_numpy(np.array(value, dtype=None if key == "label" else float))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} is no array of numbers: {error}") from error
 
 
-def _image(value: Any, name: str) -> PIL.Image.Image:
+def read_image(value: Any, name: str) -> PIL.Image.Image:
+    """Decode an image.
+
+    Args:
+        value: As `datasets` has it undecoded: a dictionary with its "bytes", or its "path".
+        name: Where it stands, for the message.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no image but of type {type(value).__name__}.")
     try:
@@ -131,4 +149,4 @@ def _array(value: dict[str, Any], name: str) -> np.ndarray:
         raise ValueError(f"{name} ({value['path']}) cannot be read: {error}") from error
 
 
-__all__ = ["Rows", "load_split"]
+__all__ = ["Rows", "load_split", "read_image"]
