@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn_counts import QUESTION, WORDS, draw, save_parts
 from PIL import Image
 from transformers import TextStreamer
-from vlm_common import QUESTION, WORDS, draw, save_parts
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeLlavaProcessor
 

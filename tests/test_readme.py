@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from drawn_counts import save_language_model, save_pictures
 from hub_server import HubServer, hub_environment, use_hub
 from PIL import Image
 
@@ -72,6 +73,8 @@ def add_users_data(folder: Path) -> None:
     label_map = Image.fromarray((torch.arange(80 * 120).reshape(80, 120) % 3).to(torch.uint8).numpy())
     rows = {"image": [image], "annotation": [label_map]}
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    save_language_model(folder / "SmolLM2-360M-Instruct", context=1024)
+    save_pictures(folder / "my-chats", 4, seed=0)
     (folder / "my-scenes").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
@@ -141,6 +144,8 @@ def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer
     assert 0 < json.loads((folder / "segmentation.json").read_text())["metrics"]["pixel_accuracy"] < 1
     tuned = {file.name for file in (folder / "my-finetuned").iterdir()}
     assert {"adapter_model.safetensors", "eupe_config.json", "README.md", "results.json", "curve.png"} <= tuned
+    assistant = {file.name for file in (folder / "my-assistant").iterdir()}
+    assert {"adapter_model.safetensors", "processor_config.json", "README.md", "curve.png"} <= assistant
     converted = EupeForSegmentation.from_pretrained(folder / "my-ade20k")
     assert torch.equal(
         converted.head.linear.conv.bias, torch.load(folder / "head.pt")["model"]["segmentation_model.1.conv.bias"]

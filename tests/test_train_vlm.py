@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import extract_model_from_parallel
+from drawn_counts import QUESTION, save_parts, save_pictures
 from hub_server import TOKEN, HubServer, use_hub
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlamaForCausalLM, pipeline
-from vlm_common import QUESTION, save_parts, save_pictures
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeLlavaProcessor
-from eupe_hf.training_vlm import VlmTrainer
+from eupe_hf.training_vlm import VlmTrainer, parse_vlm
 
 
 ROOT = Path(__file__).parents[1]
@@ -323,6 +323,57 @@ def test_bad_input_ends_with_one_sentence_before_the_first_step(
     with pytest.raises(SystemExit) as exit_:
         run(stage, "none", *options)
     assert exit_.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_script_is_short_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "examples" / "train_vlm.py"
+    script = runpy.run_path(str(path))
+    with pytest.raises(SystemExit) as exit_:
+        script["main"](["--stage", "2", "--lora", "both", "--help"])
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0 and script["__doc__"].splitlines()[0] in shown
+    assert len(path.read_text().splitlines()) < 200
+    assert {"--image_folder", "--max_length", "--scale_factor", "--strict"} <= set(shown.replace(",", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "rates", "batch_size"),
+    [
+        (["--stage", "1", "--text", "t"], (1e-3, None), 256),
+        (["--stage", "2", "--model", "m"], (2e-5, None), 128),
+        (["--stage", "2", "--model", "m", "--lora", "language"], (2e-4, 2e-5), 128),
+    ],
+)
+def test_defaults_are_those_of_llava_1_5(tmp_path: Path, options: list[str], rates: Any, batch_size: int) -> None:
+    options += ["--dataset", "d", "--output_dir", str(tmp_path / "out"), "--use_cpu", "True", "--bf16", "False"]
+    model, _, args = parse_vlm("", options)
+    assert (args.learning_rate, args.projector_learning_rate) == rates
+    assert args.gradient_accumulation_steps * args.train_batch_size * args.world_size == batch_size
+    assert (args.warmup_steps, args.weight_decay, args.num_train_epochs, model.image_size) == (0.03, 0.0, 1, 384)
+    assert args.lr_scheduler_type == "cosine" and args.optim.startswith("adamw") and model.alpha == 2 * model.rank
+
+
+def test_examples_of_a_step_are_of_one_length(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0)
+    turns = [(" and 3" * int(extra), str(i)) for i, extra in enumerate(noise.integers(0, 40, 256))]
+    records = [{"conversations": [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": f"2{more}"}], "id": i}
+               for more, i in turns]  # fmt: skip
+    (tmp_path / "texts.json").write_text(json.dumps(records))
+    shares: list[float] = []
+    step = VlmTrainer.training_step
+
+    def step_and_look(self: VlmTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        shares.append(float(inputs["attention_mask"].float().mean()))
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(VlmTrainer, "training_step", step_and_look)
+    used = []
+    for strategy in ("group_by_length", "random"):
+        shares.clear()
+        run(2, strategy, "--dataset", tmp_path / "texts.json", "--train_sampling_strategy", strategy)
+        used.append(np.mean(shares))
+        assert len(shares) == 32
+    assert used[0] > 0.8 and used[0] > used[1] + 0.15, used  # of the tokens of a batch, those that are no padding
 
 
 def test_adapter_without_a_base_is_refused(material: Path, tmp_path: Path, capsys: Any) -> None:

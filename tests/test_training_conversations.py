@@ -9,8 +9,8 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from drawn_counts import QUESTION, save_parts, save_pictures
 from PIL import Image
-from vlm_common import QUESTION, save_parts, save_pictures
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeLlavaProcessor, training_conversations
 from eupe_hf.training_conversations import (

@@ -1,9 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the tests of the VLM scripts share: a tiny encoder, a tiny language model, drawn pictures to talk about."""
+"""What the tests of the VLM scripts share: pictures of squares to count, a tiny encoder and language model."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,22 +23,25 @@ WORDS = [
 ]  # fmt: skip
 
 
-def save_parts(folder: Path, family: str = "vit") -> None:
-    """A random encoder as `tower`, a random Llama that knows a handful of words as `text`."""
+def save_parts(folder: Path) -> None:
+    """A random encoder as `tower`, a random language model as `text`."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    if family == "convnext":
-        sizes = {"hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]}
-    EupeModel(EupeConfig(backbone_type=family, layerscale_value=0.5, **sizes)).save_pretrained(folder / "tower")
+    config = EupeConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, layerscale_value=0.5)
+    EupeModel(config).save_pretrained(folder / "tower")
+    save_language_model(folder / "text", context=256)
+
+
+def save_language_model(folder: Path, context: int) -> None:
+    """A random Llama that knows a handful of words."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    tokenizer.save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "text")
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def draw(noise: np.random.Generator, count: int) -> Image.Image:
