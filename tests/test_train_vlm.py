@@ -143,7 +143,9 @@ def test_stage_2_leaves_the_tower_bit_equal(run: Run, material: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", ["language", "both"])
-def test_adapter_reloads_exactly_with_its_projector(run: Run, material: Path, trained: list[Any], lora: str) -> None:
+def test_adapter_reloads_exactly_with_its_projector(
+    run: Run, material: Path, trained: list[Any], capsys: pytest.CaptureFixture[str], lora: str
+) -> None:
     folder, _ = run(2, "out", "--lora", lora, "--learning_rate", 1e-2, "--projector_learning_rate", 1e-3)
     tensors = load_file(folder / "adapter_model.safetensors")
     assert not (folder / "model.safetensors").exists()
@@ -160,6 +162,9 @@ def test_adapter_reloads_exactly_with_its_projector(run: Run, material: Path, tr
     assert not torch.equal(tensors["base_model.model.model.multi_modal_projector.linear_1.weight"], start)
     talk = pipeline("image-text-to-text", model=str(folder))
     assert isinstance(talk.model, EupeLlavaForConditionalGeneration)
+    with pytest.raises(SystemExit):
+        run(2, "more", "--model", folder)
+    assert "is an adapter: give a whole model" in capsys.readouterr().err
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "peft" and "fair-noncommercial" in card.data.license_name
 

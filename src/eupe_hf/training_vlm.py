@@ -37,6 +37,7 @@ _COMMON = {
     "activation_checkpointing": True,
     "train_sampling_strategy": "group_by_length",
     "logging_steps": 10,
+    "logging_first_step": True,
     "save_strategy": "steps",
     "save_steps": 0.1,
     "save_total_limit": 1,
@@ -155,10 +156,20 @@ def parse_vlm(
 
 
 def load_vlm(arguments: VlmModelArguments) -> tuple[EupeLlavaForConditionalGeneration, EupeLlavaProcessor]:
-    """The VLM of `--model`, or one of `--vision` and `--text` with a new projector, and its processor."""
+    """The VLM of `--model`, or one of `--vision` and `--text` with a new projector, and its processor.
+
+    Raises:
+        OSError: A model is not to be had.
+        ValueError: `--model` is an adapter, or what `from_vision_text` refuses.
+    """
     if arguments.model is not None:
-        processor = EupeLlavaProcessor.from_pretrained(arguments.model)
-        return EupeLlavaForConditionalGeneration.from_pretrained(arguments.model), processor
+        model = EupeLlavaForConditionalGeneration.from_pretrained(arguments.model)
+        if model._hf_peft_config_loaded:
+            raise ValueError(
+                f"--model {arguments.model} is an adapter: give a whole model, such as --merge saves where an adapter "
+                "is trained."
+            )
+        return model, EupeLlavaProcessor.from_pretrained(arguments.model)
     return EupeLlavaForConditionalGeneration.from_vision_text(
         arguments.vision,
         arguments.text,
