@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from drawn_counts import save_pictures
 from hub_server import HubServer, hub_environment, use_hub
 from PIL import Image
 from vlm_common import make_language_model, make_tokenizer
@@ -76,6 +77,7 @@ def add_users_data(folder: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
     make_language_model().save_pretrained(folder / "SmolLM2-360M-Instruct")
     make_tokenizer().save_pretrained(folder / "SmolLM2-360M-Instruct")
+    save_pictures(folder / "my-chats", 4, seed=0)
     (folder / "my-scenes").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
@@ -149,6 +151,8 @@ def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer
     assert 0 < json.loads((folder / "segmentation.json").read_text())["metrics"]["pixel_accuracy"] < 1
     tuned = {file.name for file in (folder / "my-finetuned").iterdir()}
     assert {"adapter_model.safetensors", "eupe_config.json", "README.md", "results.json", "curve.png"} <= tuned
+    assistant = {file.name for file in (folder / "my-assistant").iterdir()}
+    assert {"adapter_model.safetensors", "processor_config.json", "README.md", "curve.png"} <= assistant
     converted = EupeForSegmentation.from_pretrained(folder / "my-ade20k")
     assert torch.equal(
         converted.head.linear.conv.bias, torch.load(folder / "head.pt")["model"]["segmentation_model.1.conv.bias"]

@@ -49,6 +49,7 @@ _TASKS = {
     "depth": "depth-estimation",
     "correspondence": "keypoint-matching",
     "detection": "object-detection",
+    "conversation": "image-text-to-text",
 }
 
 
@@ -60,7 +61,8 @@ class EvaluationResult:
     """Scores, and what is needed to know what they mean.
 
     Args:
-        protocol: "knn", "classification", "segmentation", "depth", "correspondence" or "detection".
+        protocol: "knn", "classification", "segmentation", "depth", "correspondence", "detection" or
+            "conversation".
         model: Name of the model, as it was loaded.
         dataset: Hub id of the data set, or the path it was read from.
         split: The split that was evaluated.
