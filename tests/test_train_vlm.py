@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlamaForCausalLM, pipeline
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeLlavaProcessor
+from eupe_hf.lora import load_peft_model
 from eupe_hf.training_vlm import VlmTrainer, parse_vlm
 
 
@@ -175,6 +176,9 @@ def test_merged_adapter_is_an_ordinary_model(run: Run, material: Path, trained: 
     model = EupeLlavaForConditionalGeneration.from_pretrained(folder)
     assert not any("lora" in name for name, _ in model.named_parameters())
     assert torch.equal(logits(model, material), logits(trained[-1], material))
+    adapter, _ = run(2, "adapter", "--lora", "both", "--learning_rate", 1e-2)
+    later = load_peft_model(str(adapter)).merge_and_unload()
+    assert torch.equal(logits(later, material), logits(model, material))
     parts = changed_parts(material / "stage1", folder)
     assert parts == {"vision_tower", "multi_modal_projector", "language_model"}
 

@@ -378,7 +378,8 @@ def vlm_card(model: nn.Module, result: EvaluationResult) -> ModelCard:
         base = config.base_model_name_or_path
         card.data.library_name, card.data.tags = "peft", [*card.data.tags, "lora"]
         card.data.base_model = base if base.count("/") == 1 and not Path(base).exists() else None
-        card.text += f"\nThis folder holds a LoRA adapter and the projector alone, for the base {_public(base)}.\n"
+        card.text += f"\nThis folder holds a LoRA adapter and the projector alone, for the base {_public(base)}. "
+        card.text += "`eupe_hf.lora.load_peft_model(PATH).merge_and_unload()` joins them.\n"
     chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in result.settings.items())
     scores = "\n".join(f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in result.metrics.items())
     card.text += f"\n## Data\n\n{result.dataset}, {result.split}: {result.num_examples} conversations\n"
