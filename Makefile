@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 SHARED := ../shared
-SOURCES := src tests conversion examples
+SOURCES := src tests conversion examples model_cards
 
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow check cards format clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -39,10 +39,14 @@ run-tests:
 	if [ -d $(SHARED)/conformance ]; then $(VENV)/bin/python $(SHARED)/conformance/get_sdist.py || true; fi
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(VENV)/dev  ## lint, formatting, types
+check: $(VENV)/dev  ## lint, formatting, types, model cards current
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python model_cards/generate.py --check
+
+cards: $(VENV)/dev  ## make the model cards from their template and data
+	$(VENV)/bin/python model_cards/generate.py
 
 format: $(VENV)/dev  ## format the code
 	$(VENV)/bin/ruff check --fix $(SOURCES)

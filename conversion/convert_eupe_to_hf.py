@@ -27,21 +27,11 @@ EXAMPLE = """example:
 """
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser, for its way to end with an error, and what the user asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="the .pt, .pth or .safetensors file as published, or a folder in the layout of transformers' DINOv3",
-    )
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What a checkpoint may be checked against and joined with; publish.py takes the same."""
     parser.add_argument(
         "--variant", metavar="NAME", help=f"fail unless it is this model: {', '.join(VARIANTS)} (default: any of them)"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
         "--head", type=Path, metavar="FILE", help="a head trained by upstream's evaluation code; needs --task"
     )
@@ -53,6 +43,29 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
         metavar="I",
         help="with --head: the blocks (ViT) or stages (ConvNeXt) it reads, counted from 0 (default: the last)",
     )
+
+
+def check_source_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with an error where they do not go together."""
+    if args.head and not args.task:
+        parser.error(f"--head needs --task: {' or '.join(TASKS)}")
+    if not args.head and (args.task or args.layers):
+        parser.error("--task and --layers describe a head; they need --head FILE")
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser, for its way to end with an error, and what the user asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="the .pt, .pth or .safetensors file as published, or a folder in the layout of transformers' DINOv3",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    add_source_options(parser)
     parser.add_argument(
         "--keep-projectors",
         action="store_true",
@@ -63,10 +76,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     args = parser.parse_args(arguments)
     if args.private and not args.push_to_hub:
         parser.error("--private says how to push; it needs --push-to-hub REPO")
-    if args.head and not args.task:
-        parser.error(f"--head needs --task: {' or '.join(TASKS)}")
-    if not args.head and (args.task or args.layers):
-        parser.error("--task and --layers describe a head; they need --head FILE")
+    check_source_options(parser, args)
     return parser, args
 
 
@@ -84,42 +94,61 @@ def described_head(model: EupeTaskModel) -> str:
     return f"from {convolution.in_channels} channels of layers {layers} to {convolution.out_channels}"
 
 
+def convert(args: argparse.Namespace, output: Path, keep_projectors: bool = False) -> EupePreTrainedModel | None:
+    """Convert what the options name, compare every tensor with its source, and say so.
+
+    Args:
+        args: With `checkpoint` and the options of `add_source_options`.
+        output: The folder to write.
+        keep_projectors: See `convert_checkpoint`.
+
+    Returns:
+        The model that the folder holds; `None`, after an explanation on stderr, if a tensor differs.
+    """
+    source = load_checkpoint(args.checkpoint, args.variant)
+    if args.head:
+        source = load_head(args.head, args.task, source, args.layers)
+        convert_head(args.head, args.task, args.checkpoint, output, args.layers, args.variant, keep_projectors)
+    else:
+        convert_checkpoint(args.checkpoint, output, args.variant, keep_projectors)
+    model_class = get_task(args.task).model_class if args.head else EupeModel
+    model = model_class.from_pretrained(output, dtype="auto")
+    written = model.state_dict()
+    rows = compare_tensors(source.model_state, written)
+    if not all(row.within(0) for row in rows):
+        print(f"{format_table(rows, 0)}\n{output} differs from its source: do not use it.", file=sys.stderr)
+        return None
+    count = sum(tensor.numel() for tensor in written.values())
+    name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
+    print(f"Read {args.checkpoint}: {name}, layout {source.layout}.")
+    if args.head:
+        print(f"Read {args.head}: a {args.task} head, {described_head(model)}.")
+    elif source.head:
+        print(f"{len(source.head)} tensors of the head of a task model: dropped.")
+    print(f"Compared {len(rows)} tensors, {count:,} values: all equal to the source (max abs difference 0).")
+    if source.projectors:
+        action = (
+            f"kept in {PROJECTOR_FILE}"
+            if keep_projectors
+            else "dropped (convert_eupe_to_hf.py --keep-projectors keeps them)"
+        )
+        print(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
+    return model
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
     parser, args = parse(arguments)
     try:
-        source = load_checkpoint(args.checkpoint, args.variant)
-        if args.head:
-            source = load_head(args.head, args.task, source, args.layers)
-            convert_head(
-                args.head, args.task, args.checkpoint, args.output, args.layers, args.variant, args.keep_projectors
-            )
-        else:
-            convert_checkpoint(args.checkpoint, args.output, args.variant, args.keep_projectors)
-        model_class = get_task(args.task).model_class if args.head else EupeModel
-        model = model_class.from_pretrained(args.output, dtype="auto")
-        written = model.state_dict()
-        rows = compare_tensors(source.model_state, written)
-        if not all(row.within(0) for row in rows):
-            print(f"{format_table(rows, 0)}\n{args.output} differs from its source: do not use it.", file=sys.stderr)
+        model = convert(args, args.output, args.keep_projectors)
+        if model is None:
             return 1
-        count = sum(tensor.numel() for tensor in written.values())
-        name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
-        print(f"Read {args.checkpoint}: {name}, layout {source.layout}.")
-        if args.head:
-            print(f"Read {args.head}: a {args.task} head, {described_head(model)}.")
-        elif source.head:
-            print(f"{len(source.head)} tensors of the head of a task model: dropped.")
-        print(f"Compared {len(rows)} tensors, {count:,} values: all equal to the source (max abs difference 0).")
-        if source.projectors:
-            action = f"kept in {PROJECTOR_FILE}" if args.keep_projectors else "dropped (--keep-projectors keeps them)"
-            print(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
         if args.push_to_hub:
             push(model, args.output, args.push_to_hub, args.private)
     except (OSError, ValueError, HTTPError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}")
-    print(f"Done: {model_class.__name__}.from_pretrained({str(args.output)!r}) loads it.")
+    print(f"Done: {type(model).__name__}.from_pretrained({str(args.output)!r}) loads it.")
     return 0
 
 

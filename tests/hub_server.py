@@ -466,8 +466,6 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def commit(self, repo_id: str, revision: str) -> Reply:
         """Apply a commit, sent as one JSON object a line: a header, then the operations."""
         repo = self.repo(repo_id)
-        if "create_pr" in self.query:
-            raise HubError(501, None, "The stand-in Hub has no pull requests")
         if revision not in repo.branches:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         head = repo.branches[revision]
@@ -477,8 +475,14 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         changes: dict[str, bytes | None] = {}
         for operation in operations:
             changes |= self.changes(operation["key"], operation["value"], repo.commits[head])
+        pull_request = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+        if "create_pr" in self.query:
+            revision = f"refs/pr/{pull_request}"
+            repo.branches[revision] = head
         sha = self.hub.commit(repo_id, changes, revision)
-        return Reply.json({"commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{sha}"})
+        address = f"{self.hub.endpoint}/{repo_id}"
+        urls = {"commitUrl": f"{address}/commit/{sha}", "pullRequestUrl": f"{address}/discussions/{pull_request}"}
+        return Reply.json({"commitOid": sha, **urls})
 
     def changes(self, key: str, value: dict[str, str], present: dict[str, bytes]) -> dict[str, bytes | None]:
         """Return the files that one operation of a commit writes or, with `None`, deletes."""

@@ -157,7 +157,10 @@ def test_way_to_dinov3_and_from_there_to_ours(run: Run, converted: tuple[Path, s
 
 def test_projectors_are_dropped_by_default_and_it_says_so(run: Run, raw: Path, tmp_path: Path) -> None:
     process = run(CONVERT, "--checkpoint", raw, "--output", tmp_path / "ours")
-    assert "1 tensors of the distillation adapters: dropped (--keep-projectors keeps them)." in process.stdout
+    assert (
+        "1 tensors of the distillation adapters: dropped (convert_eupe_to_hf.py --keep-projectors keeps them)."
+        in process.stdout
+    )
     assert not (tmp_path / "ours" / PROJECTOR_FILE).exists()
 
 

@@ -19,6 +19,7 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
 
 import eupe_hf
 from eupe_hf import EupeBackbone, EupeConfig, EupeImageProcessorPil, EupeModel
+from eupe_hf.modeling_eupe_saving import model_card
 
 
 CONFIGS = {
@@ -115,6 +116,23 @@ def test_card_names_the_licence_of_the_weights(tmp_path: Path) -> None:
     assert "EupeModel, EUPE ConvNeXt, width 24" in card.text
     assert "trust_remote_code=True" in card.text
     assert ModelCard(str(card)).data.to_dict() == data
+
+
+@pytest.mark.parametrize(
+    ("name", "base_model"),
+    [
+        ("eupe-convnext-t", "facebook/EUPE-ConvNeXt-T"),
+        ("EUPE_ViTS16", "facebook/EUPE-ViT-S"),
+        ("somebody/model", "somebody/model"),
+        ("runs/", None),
+        ("/runs/1", None),
+        ("", None),
+    ],
+)
+def test_card_names_the_repository_of_the_base(name: str, base_model: str | None) -> None:
+    model = tiny("vit")
+    model.config.name_or_path = name
+    assert model_card(model).data.base_model == base_model
 
 
 def test_saving_again_keeps_what_somebody_wrote(tmp_path: Path) -> None:

@@ -230,7 +230,8 @@ def test_heads_come_and_go(tmp_path: Path) -> None:
     # a head alone is not a model, and says so
     with pytest.raises(ValueError, match=r"lacks .* weights of the encoder"):
         EupeForSegmentation.from_pretrained(tmp_path / "parts")
-    assert sorted(file.name for file in (tmp_path / "parts").iterdir()) == ["config.json", "model.safetensors"]
+    saved = {file.name for file in (tmp_path / "parts").iterdir()}
+    assert saved == {"README.md", "config.json", "model.safetensors"}
 
 
 def test_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from .configuration_eupe import WEIGHTS_LICENSE
 from .modeling_eupe import EupeModel, EupePreTrainedModel
 from .modeling_eupe_adapter import ADAPTER_CONFIG_NAME
 from .modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
+from .modeling_eupe_saving import LICENSE_TEXT, hub_id
 from .variants import VARIANTS
 
 
@@ -23,10 +24,9 @@ _SEVERAL = """# Adapters for EUPE
 
 The folders beside this card hold one adapter each, with a card of its own.
 """
-_LICENSE = """## Licence
+_LICENSE = f"""## Licence
 
-The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives, such as this adapter, and
-outputs, and asks that the agreement be passed on and the use be acknowledged.
+{LICENSE_TEXT} This adapter is a derivative.
 """
 
 
@@ -112,24 +112,18 @@ def _complete(data: ModelCardData, base: str) -> None:
     """Licence, tags, and the base by its id on the Hub; a folder of this machine is not for publishing."""
     for key, value in WEIGHTS_LICENSE.items():
         setattr(data, key, value)
-    base = _hub_id(base)
-    data.base_model = base if _is_hub_id(base) else None
+    data.base_model = hub_id(base)
     tags = {tag for tag in data.tags or [] if not tag.startswith("base_model:")} | {"eupe", "lora"}
-    data.tags = sorted(tags | ({f"base_model:adapter:{base}"} if data.base_model else set()))
-
-
-def _hub_id(name: str) -> str:
-    return VARIANTS[name].repo_id if name in VARIANTS else name
+    data.tags = sorted(tags | ({f"base_model:adapter:{data.base_model}"} if data.base_model else set()))
 
 
 def _is_hub_id(name: str) -> bool:
-    is_written_so = name.count("/") == 1 and not name.startswith((".", "/", "~")) and " " not in name
-    return is_written_so and not name.endswith("/") and not Path(name).exists()
+    return hub_id(name) == name
 
 
 def _linked(base: str) -> str:
-    hub_id = _hub_id(base)
-    return f"[{hub_id}](https://huggingface.co/{hub_id})" if _is_hub_id(hub_id) else "a base model of its own"
+    known = hub_id(base)
+    return f"[{known}](https://huggingface.co/{known})" if known else "a base model of its own"
 
 
 def _details(lora: dict) -> list[str]:

@@ -15,13 +15,14 @@ are prepared by this package's image processor: of the decoders' own, DPT's norm
 A decoder that was saved is loaded by its own class or its Auto class, in a process that has imported `eupe_hf`. In one
 that has not, transformers fails with `KeyError: 'eupe'` (or 'eupe_pyramid'), and `trust_remote_code` does not help: it
 fetches the code of a whole model, which here is transformers' own, never that of a part. Nor does transformers write
-the licence of EUPE's weights into the card of a decoder that holds them: whoever shares one adds it.
+the licence of EUPE's weights into the card of a decoder that holds them: `decoder_card` makes one with it.
 """
 
 import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import ModelCard
 from torch import nn
 
 from .checkpoints import load_checkpoint
@@ -29,6 +30,7 @@ from .configuration_eupe import EupeConfig
 from .hub import fetch
 from .layouts import StateDict
 from .modeling_eupe import EupeBackbone, EupeModel
+from .modeling_eupe_saving import encoder_in_words, hub_id, new_card
 from .variants import VARIANTS, find_variant
 
 
@@ -93,6 +95,35 @@ def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwar
     return model
 
 
+def decoder_card(model: nn.Module) -> ModelCard:
+    """A minimal card of a decoder with an EUPE encoder in it: how to load it, and the licence of EUPE's weights.
+
+    transformers saves a decoder without a card, and pushes it with one of its own that names no licence.
+
+    Args:
+        model: A model that has one EUPE encoder in it.
+
+    Returns:
+        The card: `decoder_card(model).save(f"{folder}/README.md")` beside a model that was saved, or
+        `decoder_card(model).push_to_hub(repo_id)` once it is pushed.
+
+    Raises:
+        ValueError: The model has no EUPE encoder, or several.
+    """
+    encoder, name = _find_encoder(model), type(model).__name__
+    return new_card(
+        f"{name}, {encoder_in_words(encoder.config)}",
+        f"transformers' {name} on an Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387), with eupe-hf.",
+        f"""import eupe_hf
+from transformers import {name}
+
+model = {name}.from_pretrained("PATH")""",
+        library_name="transformers",
+        tags=["eupe"],
+        base_model=hub_id(encoder.config.name_or_path),
+    )
+
+
 def _find_encoder(model: nn.Module) -> EupeBackbone | EupeModel:
     encoders = {
         name: module for name, module in model.named_modules() if isinstance(module, (EupeBackbone, EupeModel))
@@ -127,4 +158,4 @@ def _config_call(name_or_path: str | os.PathLike) -> str:
     return f"variant_config({variant.name!r})" if variant is not None else "the configuration that lies with them"
 
 
-__all__ = ["load_backbone_weights"]
+__all__ = ["decoder_card", "load_backbone_weights"]

@@ -1,7 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Short names: what `from_pretrained("eupe-s")` means, and the one place where transformers is taught it.
 
-`import eupe_hf` calls `register`, which enters the package's classes with the Auto classes and then installs the hook:
+`import eupe_hf` calls `register`, which enters the package's classes with the Auto classes, tells the writers of model
+cards which repository each name stands for, and then installs the hook:
 
 - `from_pretrained` of AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor and AutoTokenizer (which
   pipelines try), AutoBackbone and of every Eupe class is wrapped: one of the six short names is replaced by the folder
@@ -58,6 +59,7 @@ from .modeling_eupe_detection import EupeForObjectDetection
 from .modeling_eupe_image_classification import EupeForImageClassification
 from .modeling_eupe_multitask import EupeForMultiTask
 from .modeling_eupe_pyramid import EupePyramidBackbone
+from .modeling_eupe_saving import HUB_IDS
 from .modeling_eupe_segmentation import EupeForSegmentation
 from .processing_eupe_llava import EupeLlavaProcessor
 from .variants import VARIANTS, Variant, find_variant, get_variant
@@ -259,6 +261,7 @@ def register() -> None:
     _register_lazily(AutoModel, EupeLlavaConfig, "EupeLlavaModel")
     for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
         _register_lazily(auto_class, EupeLlavaConfig, "EupeLlavaForConditionalGeneration")
+    HUB_IDS.update({name: variant.repo_id for variant in VARIANTS.values() for name in variant.synonyms})
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
         install_short_names()
 

@@ -22,6 +22,7 @@ from .modeling_eupe_depth import EupeForDepthEstimation
 from .modeling_eupe_detection import EupeForObjectDetection
 from .modeling_eupe_head import EupeTaskModel
 from .modeling_eupe_image_classification import EupeForImageClassification
+from .modeling_eupe_saving import head_card
 from .modeling_eupe_segmentation import EupeForSegmentation
 
 
@@ -196,7 +197,7 @@ class EupeForMultiTask(EupePreTrainedModel):
         return model.train(self.training)
 
     def save_head(self, name: str, save_directory: str | os.PathLike) -> None:
-        """Save one head without the encoder: its weights and the configuration of its single-task model.
+        """Save one head without the encoder: its weights, the configuration of its single-task model, and a card.
 
         `load_head` reads it. For a complete model that also loads without this class, save `task_model(name)`.
 
@@ -204,15 +205,16 @@ class EupeForMultiTask(EupePreTrainedModel):
             name: Name of the head.
             save_directory: The folder; made if need be.
         """
-        head, config = self._head(name), self.config.head_config(name)
-        config.architectures = [TASK_MODELS[self.config.heads[name]["task"]].__name__]
-        config.name_or_path = self.config.name_or_path
-        folder = Path(save_directory)
+        head, config, folder = self._head(name), self.config.head_config(name), Path(save_directory)
+        task_class = TASK_MODELS[self.config.heads[name]["task"]]
+        config.architectures, config.name_or_path = [task_class.__name__], self.config.name_or_path
         config.save_pretrained(folder)
         tensors = {f"head.{key}": tensor.detach().contiguous() for key, tensor in head.state_dict().items()}
         with TemporaryDirectory(dir=folder) as scratch:  # a partial file never replaces a good one
             save_torch_state_dict(tensors, scratch)
             (Path(scratch) / SAFE_WEIGHTS_NAME).replace(folder / SAFE_WEIGHTS_NAME)
+        if not (folder / "README.md").exists():
+            head_card(task_class, config, name).save(folder / "README.md")
 
     def load_head(self, name: str, source: str | os.PathLike, **kwargs: Any) -> None:
         """Add a head that was trained elsewhere on the same encoder.
@@ -256,10 +258,8 @@ class EupeForMultiTask(EupePreTrainedModel):
                 f"known or misshapen, among them {', '.join(wrong[:3])}."
             )
         head.load_state_dict(state, assign=True)
-        parameter = self.eupe.norm.weight
-        self._attach(
-            name, head.to(parameter.device, parameter.dtype).train(self.training), _entry_of(config, task_class)
-        )
+        head = head.to(self.eupe.norm.weight).train(self.training)  # its device and dtype
+        self._attach(name, head, _entry_of(config, task_class))
 
     @can_return_tuple
     def forward(

@@ -18,6 +18,12 @@ from .modeling_eupe_adapter import save_model_config
 
 # What `save_pretrained` writes beside weights and config.
 _ADDED_FILES = rf"README\.md|{re.escape(IMAGE_PROCESSOR_NAME)}|\w+_eupe\w*\.py"
+LICENSE_TEXT = """\
+The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives and outputs, and asks
+that the agreement be passed on and the use be acknowledged."""
+_WITHOUT_REMOTE_CODE = "With the package installed (`import eupe_hf`) `trust_remote_code` is not needed."
+# Short names and what they stand for on the Hub, in lower case. The package fills it in: remote code knows no names.
+HUB_IDS: dict[str, str] = {}
 
 
 class EupeSavingMixin:
@@ -109,6 +115,31 @@ class EupeSavingMixin:
         )
 
 
+def hub_id(name: str | None) -> str | None:
+    """The Hub repository that a name stands for; `None` for a folder of this machine, or where nothing is known."""
+    name = HUB_IDS.get(str(name or "").lower(), name)
+    is_id = bool(name) and name.count("/") == 1 and " " not in name and name[0] not in "./~" and name[-1] != "/"
+    return name if is_id and not Path(name).exists() else None
+
+
+def new_card(title: str, about: str, snippet: str, after: str = "", **data: Any) -> ModelCard:
+    """A card in the package's wording: what it is, how to load it, and the licence that comes with the weights.
+
+    Args:
+        title: Its heading.
+        about: What it is, in a sentence.
+        snippet: Python code that loads it, from "PATH".
+        after: What to say below the code.
+        **data: Metadata beside the licence; a missing value is left out.
+
+    Returns:
+        The card, ready to `save`.
+    """
+    metadata = ModelCardData(**data, **WEIGHTS_LICENSE)
+    parts = [f"# {title}", about, f"```python\n{snippet}\n```", after, LICENSE_TEXT]
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+
+
 def model_card(model: Any, tags: Sequence[str] = ()) -> ModelCard:
     """A minimal model card: what it is, how to load it, and the licence that comes with the weights.
 
@@ -119,38 +150,48 @@ def model_card(model: Any, tags: Sequence[str] = ()) -> ModelCard:
     Returns:
         The card, ready to `save`.
     """
-    name = model.config.name_or_path
-    data = ModelCardData(
+    auto_class = model._task_auto_class or "AutoModel"
+    return new_card(
+        f"{type(model).__name__}, {encoder_in_words(model.base_model.config)}",
+        "An Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387) saved by eupe-hf.",
+        f"""from transformers import AutoImageProcessor, {auto_class}
+
+processor = AutoImageProcessor.from_pretrained("PATH", trust_remote_code=True)
+model = {auto_class}.from_pretrained("PATH", trust_remote_code=True)""",
+        _WITHOUT_REMOTE_CODE,
         library_name="transformers",
         pipeline_tag=model._pipeline_tag,
         tags=["eupe", *(tag for tag in tags if tag != "eupe")],
-        base_model=name if name.count("/") == 1 and not Path(name).exists() else None,
-        **WEIGHTS_LICENSE,
+        base_model=hub_id(model.config.name_or_path),
     )
-    auto_class = model._task_auto_class or "AutoModel"
-    encoder = model.base_model.config
-    family = "ViT" if encoder.backbone_type == "vit" else "ConvNeXt"
-    text = f"""---
-{data.to_yaml()}
----
 
-# {type(model).__name__}, EUPE {family}, width {encoder.hidden_size}
 
-An Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387) saved by eupe-hf.
+def head_card(task_class: Any, config: Any, name: str) -> ModelCard:
+    """A minimal card of a head that is saved without its encoder.
 
-```python
-from transformers import AutoImageProcessor, {auto_class}
+    Args:
+        task_class: The single-task class that has such a head.
+        config: Its configuration.
+        name: Name of the head in the multi-task model.
 
-processor = AutoImageProcessor.from_pretrained("PATH", trust_remote_code=True)
-model = {auto_class}.from_pretrained("PATH", trust_remote_code=True)
-```
+    Returns:
+        The card, ready to `save`.
+    """
+    base = config.name_or_path or ""
+    encoder = base if base.lower() in HUB_IDS else hub_id(base) or "ENCODER"
+    return new_card(
+        f"{name}: head of {task_class.__name__} for {encoder_in_words(config)}",
+        "A head for an Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387), saved by eupe-hf without the "
+        "encoder\nthat it was trained on.",
+        f"""from eupe_hf import EupeForMultiTask
 
-With the package installed (`import eupe_hf`) `trust_remote_code` is not needed.
-
-The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives and outputs, and asks
-that the agreement be passed on and the use be acknowledged.
-"""
-    return ModelCard(text)
+model = EupeForMultiTask.from_pretrained("{encoder}")
+model.load_head("{name}", "PATH")""",
+        library_name="eupe-hf",  # transformers cannot load a head alone
+        pipeline_tag=task_class._pipeline_tag,
+        tags=["eupe"],
+        base_model=hub_id(base),
+    )
 
 
 def llava_card(model: Any, tags: Sequence[str] = ()) -> ModelCard:
@@ -163,44 +204,44 @@ def llava_card(model: Any, tags: Sequence[str] = ()) -> ModelCard:
     Returns:
         The card, ready to `save`.
     """
-    config = model.config
-    parts = [str(part.name_or_path or "") for part in (config.vision_config, config.text_config)]
-    bases = [name for name in parts if name.count("/") == 1 and not Path(name).exists()]
-    data = ModelCardData(
+    vision, text = model.config.vision_config, model.config.text_config
+    bases = [name for name in (hub_id(vision.name_or_path), hub_id(text.name_or_path)) if name]
+    return new_card(
+        f"{encoder_in_words(vision)}, with {text.model_type}",
+        "A vision-language model on an Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387), saved by "
+        "eupe-hf.",
+        """from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("PATH", trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained("PATH", trust_remote_code=True)
+content = [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "What is on the table?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]))""",
+        _WITHOUT_REMOTE_CODE + "\n\nThe language model comes with a licence of its own.",
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         tags=["eupe", "llava", *(tag for tag in tags if tag not in ("eupe", "llava"))],
         base_model=bases or None,
-        **WEIGHTS_LICENSE,
     )
-    family = "ViT" if config.vision_config.backbone_type == "vit" else "ConvNeXt"
-    text = f"""---
-{data.to_yaml()}
----
-
-# EUPE {family}, width {config.vision_config.hidden_size}, with {config.text_config.model_type}
-
-A vision-language model on an Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387), saved by eupe-hf.
-
-```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-processor = AutoProcessor.from_pretrained("PATH", trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained("PATH", trust_remote_code=True)
-content = [{{"type": "image", "path": "photo.jpg"}}, {{"type": "text", "text": "What is on the table?"}}]
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": content}}],
-    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-)
-print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]))
-```
-
-With the package installed (`import eupe_hf`) `trust_remote_code` is not needed.
-
-The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives and outputs, and asks
-that the agreement be passed on and the use be acknowledged. The language model comes with a licence of its own.
-"""
-    return ModelCard(text)
 
 
-__all__ = ["EupeSavingMixin", "llava_card", "model_card"]
+def encoder_in_words(config: Any) -> str:
+    """Family and width of an encoder, for a title."""
+    family = "ViT" if config.backbone_type == "vit" else "ConvNeXt"
+    return f"EUPE {family}, width {config.hidden_size}"
+
+
+__all__ = [
+    "HUB_IDS",
+    "LICENSE_TEXT",
+    "EupeSavingMixin",
+    "encoder_in_words",
+    "head_card",
+    "hub_id",
+    "llava_card",
+    "model_card",
+    "new_card",
+]
