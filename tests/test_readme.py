@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from drawn_counts import save_pictures
 from hub_server import HubServer, hub_environment, use_hub
 from PIL import Image
 from vlm_common import make_language_model, make_tokenizer
@@ -81,6 +82,7 @@ def add_users_data(folder: Path) -> None:
     )
     (folder / "my-questions").mkdir()
     questions.cast_column("image", datasets.Image()).to_parquet(folder / "my-questions" / "validation.parquet")
+    save_pictures(folder / "my-chats", 4, seed=0)
     (folder / "my-scenes").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
@@ -155,6 +157,8 @@ def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer
     assert json.loads((folder / "pope.json").read_text())["num_examples"] == 2
     tuned = {file.name for file in (folder / "my-finetuned").iterdir()}
     assert {"adapter_model.safetensors", "eupe_config.json", "README.md", "results.json", "curve.png"} <= tuned
+    assistant = {file.name for file in (folder / "my-assistant").iterdir()}
+    assert {"adapter_model.safetensors", "processor_config.json", "README.md", "curve.png"} <= assistant
     converted = EupeForSegmentation.from_pretrained(folder / "my-ade20k")
     assert torch.equal(
         converted.head.linear.conv.bias, torch.load(folder / "head.pt")["model"]["segmentation_model.1.conv.bias"]

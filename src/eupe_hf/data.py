@@ -3,7 +3,7 @@
 
 import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,16 +148,25 @@ class Rows(Dataset):
         """The cells of a row, in the order of `columns`; `name` is what an error calls it."""
         return tuple(self._read(key, values[column], f"{name}, {column!r}") for key, column in self.columns.items())
 
+    def select(self, rows: Sequence[int]) -> "Rows":
+        """These rows alone."""
+        return Rows(self.data.select(rows), self.columns, self.classes)
+
+    def name(self, row: int) -> str:
+        """The file of a row's last image or map, or the number of the row."""
+        paths = [value["path"] for value in self.data[row].values() if isinstance(value, dict) and value.get("path")]
+        return paths[-1] if paths else f"row {row}"
+
     def _read(self, key: str, value: Any, name: str) -> Any:
         if "image" in key:
-            return _image(value, name)
+            return read_image(value, name)
         if key == "label" and self.classes is not None:
             return self.classes[value]
         if key == "objects":
             return value
         if isinstance(value, dict):
             is_array = str(value.get("path")).lower().endswith(".npy")
-            return torch.from_numpy(_array(value, name) if is_array else np.array(_image(value, name)))
+            return torch.from_numpy(_array(value, name) if is_array else np.array(read_image(value, name)))
         try:
             return torch.from_numpy(np.array(value, dtype=None if key == "label" else float))
         except (TypeError, ValueError) as error:
@@ -255,7 +264,16 @@ class Stream(Rows):
             logger.warning(f"Skipped a row. {error}")
 
 
-def _image(value: Any, name: str) -> PIL.Image.Image:
+def read_image(value: Any, name: str) -> PIL.Image.Image:
+    """Decode an image.
+
+    Args:
+        value: As `datasets` has it undecoded: a dictionary with its "bytes", or its "path".
+        name: Where it stands, for the message.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     if not isinstance(value, dict):
         raise UnreadableError(f"{name} is no image but of type {type(value).__name__}.")
     try:
@@ -286,4 +304,4 @@ def _array(value: dict[str, Any], name: str) -> np.ndarray:
         raise UnreadableError(f"{name} ({value['path']}) cannot be read: {error}") from error
 
 
-__all__ = ["Classes", "Rows", "Stream", "UnreadableError", "accept", "load_split"]
+__all__ = ["Classes", "Rows", "Stream", "UnreadableError", "accept", "load_split", "read_image"]

@@ -52,6 +52,7 @@ _TASKS = {
     "yes_no": "visual-question-answering",
     "multiple_choice": "visual-question-answering",
     "vqa": "visual-question-answering",
+    "conversation": "image-text-to-text",
 }
 
 
@@ -63,8 +64,8 @@ class EvaluationResult:
     """Scores, and what is needed to know what they mean.
 
     Args:
-        protocol: "knn", "classification", "segmentation", "depth", "correspondence" or "detection"; or a task of
-            `evaluation_vlm.py`.
+        protocol: "knn", "classification", "segmentation", "depth", "correspondence", "detection", "conversation"; or a
+            task of `evaluation_vlm.py`.
         model: Name of the model, as it was loaded.
         dataset: Hub id of the data set, or the path it was read from.
         split: The split that was evaluated.

@@ -29,6 +29,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .adapter_cards import adapter_card, complete_cards
 from .modeling_eupe import EupeBackbone, EupeModel
 from .modeling_eupe_adapter import Adapter, save_model_config
+from .modeling_eupe_llava import EupeLlavaForConditionalGeneration
 from .modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
 from .variants import VARIANTS
 
@@ -164,6 +165,7 @@ def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> p
     """
     adapter = Adapter(source, kwargs)
     classes: list[Any] = [EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values()]
+    classes += [EupeLlavaForConditionalGeneration]
     model_class = next((known for known in classes if known.__name__ == adapter.architecture), None)
     if model_class is None:
         raise ValueError(
@@ -171,7 +173,10 @@ def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> p
             "Build that model, and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
         )
     options = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
-    model, _ = model_class._base_of_adapter(adapter, adapter.base, True, **options)
+    if model_class is EupeLlavaForConditionalGeneration:  # its base is whole, there is no head to be found
+        model = model_class.from_pretrained(adapter.base, **options)
+    else:
+        model, _ = model_class._base_of_adapter(adapter, adapter.base, True, **options)
     adapter.check(model)
     config = EupeLoraConfig(**peft.LoraConfig.from_pretrained(source, **kwargs).to_dict()).attach(model)
     return peft.PeftModel.from_pretrained(model, source, config=config, is_trainable=is_trainable, **kwargs).eval()

@@ -368,7 +368,7 @@ class EupeLlavaForConditionalGeneration(EupeLlavaPreTrainedModel, LlavaForCondit
                 raise ValueError("text has no name to load a tokenizer from: pass tokenizer=.")
             tokenizer = AutoTokenizer.from_pretrained(source)
         causal = text if isinstance(text, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(text)
-        causal = causal.to(_dtype(dtype) or causal.dtype)
+        cast(causal, _dtype(dtype) or causal.dtype)
         before = _text_logits(causal)
         config = EupeLlavaConfig(
             vision_config={**tower.config.to_dict(), "image_size": image_size},
@@ -384,7 +384,8 @@ class EupeLlavaForConditionalGeneration(EupeLlavaPreTrainedModel, LlavaForCondit
         if len(processor.tokenizer) > causal.get_input_embeddings().num_embeddings:
             causal.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
         config.text_config, config.image_token_index = causal.config.get_text_config(), processor.image_token_id
-        model = cls._join(config, tower.to(causal.dtype), causal)
+        cast(tower, causal.dtype)
+        model = cls._join(config, tower, causal)
         if chat_template is None:
             model._stop_at(end_of_turn_id(tokenizer))
         after = _text_logits(model)[..., : before.shape[-1]]
@@ -431,6 +432,12 @@ class EupeLlavaForConditionalGeneration(EupeLlavaPreTrainedModel, LlavaForCondit
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters. `to` would round the frequencies of rotary embeddings too, which have to be float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()

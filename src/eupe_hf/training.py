@@ -5,35 +5,22 @@ Needs `pip install 'eupe-hf[train]'`.
 """
 
 import argparse
-import contextlib
-import math
 import re
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import (
-    EarlyStoppingCallback,
-    EvalPrediction,
-    HfArgumentParser,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, EvalPrediction, HfArgumentParser
 from transformers.modeling_utils import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from .augmentation import StreamedRows, TrainingRows
 from .data import Stream
 from .modeling_eupe import EupeBackbone, EupeModel
 from .modeling_eupe_head import resize
+from .training_base import CardTrainer, OptionsHelp, OutputArguments, check_output, one_sentence
 from .training_data import DataArguments, InputArguments
 from .training_scale import check_processes, prepare_streaming, quantization, stream_loader
 
@@ -133,7 +120,7 @@ class ModelArguments:
 
 
 @dataclass
-class RecipeArguments(TrainingArguments):
+class RecipeArguments(OutputArguments):
     """The Trainer's own arguments, and what the recipes add to them."""
 
     layer_decay: float = field(
@@ -143,8 +130,6 @@ class RecipeArguments(TrainingArguments):
     early_stopping: int | None = field(
         default=None, metadata={"help": "stop after this many evaluations without a better metric"}
     )
-    merge: bool = field(default=False, metadata={"help": "LoRA: save an ordinary model, with the adapter merged in"})
-    overwrite: bool = field(default=False, metadata={"help": "use an output folder that is not empty"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,10 +137,6 @@ class RecipeArguments(TrainingArguments):
             raise ValueError(f"--layer_decay must be above 0 and at most 1, got {self.layer_decay}.")
         if self.early_stopping is not None and self.early_stopping < 1:
             raise ValueError(f"--early_stopping must be at least 1, got {self.early_stopping}.")
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the options, and the description as it is written."""
 
 
 def parse_recipe(
@@ -189,7 +170,7 @@ def parse_recipe(
     parser = HfArgumentParser(
         (ModelArguments, data_class, RecipeArguments),
         description=description,
-        formatter_class=_Help,
+        formatter_class=OptionsHelp,
         usage=f"%(prog)s {usage} [options]",  # all of them would hide the message of an error
     )
     parser.set_defaults(**_COMMON, output_dir=f"eupe-{task}-{mode}")
@@ -203,37 +184,6 @@ def parse_recipe(
         prepare_streaming(training)
     check_output(training)
     return model, data, training
-
-
-def check_output(arguments: RecipeArguments) -> None:
-    """Refuse an output folder in use, and find the checkpoint to resume from."""
-    folder, resume = Path(arguments.output_dir), arguments.resume_from_checkpoint
-    if folder.is_file():
-        raise ValueError(f"--output_dir {folder} is a file: choose a folder.")
-    if resume:
-        found = get_last_checkpoint(str(folder)) if resume == "last" and folder.is_dir() else resume
-        if found is None or not Path(found).is_dir():
-            where = f"in {folder}" if resume == "last" else f"at {resume}"
-            raise ValueError(f"There is no checkpoint {where} to resume from.")
-        arguments.resume_from_checkpoint = found
-    elif folder.is_dir() and any(folder.iterdir()):
-        if not arguments.overwrite:
-            raise ValueError(
-                f"The output folder {folder} is in use: choose another --output_dir, go on with "
-                "--resume_from_checkpoint last, or give --overwrite."
-            )
-        for checkpoint in folder.glob("checkpoint-*"):  # else the Trainer would count them with its own
-            shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
-    """End the program with exit code 2 and one sentence where the input is wrong; for what comes before training."""
-    try:
-        yield
-    except (ImportError, OSError, ValueError) as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}\n")
-        raise SystemExit(2) from error
 
 
 # ---- model and optimizer ----
@@ -362,17 +312,7 @@ def predicted_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 # ---- trainer ----
 
 
-class _SetEpoch(TrainerCallback):
-    """Tells the data which epoch it is; accelerate does so only in some of its data loaders."""
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.dataset.set_epoch(math.floor((state.epoch or 0) + 1e-6))
-
-
-class RecipeTrainer(Trainer):
+class RecipeTrainer(CardTrainer):
     """Trainer with the optimizer groups of `parameter_groups`, early stopping, and a card that says how it learned."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -380,9 +320,6 @@ class RecipeTrainer(Trainer):
         if isinstance(rows, TrainingRows) and isinstance(rows.rows, Stream):
             kwargs["train_dataset"] = StreamedRows(rows)
         super().__init__(*args, **kwargs)
-        self.card: ModelCard | None = None
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.add_callback(_SetEpoch(self.train_dataset))
         if self.args.early_stopping is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping))
 
@@ -400,11 +337,6 @@ class RecipeTrainer(Trainer):
             rates = (args.learning_rate, args.weight_decay, args.layer_decay, args.head_learning_rate)
             self.optimizer = optimizer_class(parameter_groups(model, *rates), **options)
         return self.optimizer
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write our card where the Trainer would write its own, which has neither licence nor loading code."""
-        if self.card is not None and self.is_world_process_zero():
-            self.card.save(Path(self.args.output_dir) / "README.md")
 
 
 __all__ = [

@@ -6,7 +6,7 @@ Needs `pip install 'eupe-hf[train]'`.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -337,13 +337,11 @@ def check_class_folders(dataset: str) -> None:
         raise ValueError(f"The class folder {min(empty)} has no images: fill it or remove it.")
 
 
-def readable(
-    rows: Rows, strict: bool, check: Callable[[str, tuple[Any, ...]], Any] = accept
-) -> tuple[Rows, list[Any]]:
+def readable(rows: Any, strict: bool, check: Callable[[str, Any], Any] = accept) -> tuple[Any, list[Any]]:
     """Read every row once, and leave out those that cannot be read; of a stream the first, the others when they come.
 
     Args:
-        rows: The rows.
+        rows: `Rows`, or others that know `select` and `name`.
         strict: Refuse them instead.
         check: Looks at the name and the cells of a row; what it raises is not skipped.
 
@@ -362,22 +360,39 @@ def readable(
             cells = rows[row]
         except UnreadableError as error:
             return str(error), None
-        paths = [value["path"] for value in rows.data[row].values() if isinstance(value, dict) and value.get("path")]
-        return None, check(paths[-1] if paths else f"row {row}", cells)
+        return None, check(rows.name(row), cells)
 
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside Python's lock
         found = list(logging.tqdm(pool.imap(read, range(len(rows))), total=len(rows), desc="checking files"))
-    problems = [problem for problem, _ in found if problem is not None]
-    if problems and strict:
-        raise ValueError(f"{len(problems)} of {len(rows)} rows cannot be read. {' '.join(problems[:_NAMED])}")
-    if len(problems) == len(rows):
-        raise ValueError(f"None of {len(rows)} rows can be read. {problems[0]}")
-    if not problems:
+    kept = skip([problem for problem, _ in found], strict)
+    if len(kept) == len(found):
         return rows, [fact for _, fact in found]
-    more = f" And {len(problems) - _NAMED} more." if len(problems) > _NAMED else ""
-    logger.warning(f"Skipped {len(problems)} of {len(rows)} rows. {' '.join(problems[:_NAMED])}{more}")
-    kept = [row for row, (problem, _) in enumerate(found) if problem is None]
-    return Rows(rows.data.select(kept), rows.columns, rows.classes), [found[row][1] for row in kept]
+    return rows.select(kept), [found[row][1] for row in kept]
+
+
+def skip(problems: Sequence[str | None], strict: bool, use: str = "read") -> list[int]:
+    """Leave out the rows that have a problem, and say which.
+
+    Args:
+        problems: A sentence for each row that has one, else `None`.
+        strict: Refuse them instead.
+        use: What cannot be done with such a row.
+
+    Returns:
+        The other rows.
+
+    Raises:
+        ValueError: With `strict` any problem, else no row without one.
+    """
+    sentences = [problem for problem in problems if problem is not None]
+    if sentences and strict:
+        raise ValueError(f"{len(sentences)} of {len(problems)} rows cannot be {use}. {' '.join(sentences[:_NAMED])}")
+    if len(sentences) == len(problems):
+        raise ValueError(f"None of {len(problems)} rows can be {use}. {sentences[0]}")
+    if sentences:
+        more = f" And {len(sentences) - _NAMED} more." if len(sentences) > _NAMED else ""
+        logger.warning(f"Skipped {len(sentences)} of {len(problems)} rows. {' '.join(sentences[:_NAMED])}{more}")
+    return [row for row, problem in enumerate(problems) if problem is None]
 
 
 def check_map(
@@ -416,5 +431,5 @@ def check_map_size(name: str, what: str, image: PIL.Image.Image, values: Any) ->
 __all__ = [
     "DataArguments", "InputArguments", "SegmentationDataArguments", "TaskData", "check_class_folders", "check_map",
     "check_map_size", "divide", "evenly", "hold_out", "load_classification", "load_segmentation", "load_splits",
-    "read_names", "readable",
+    "read_names", "readable", "skip",
 ]  # fmt: skip
