@@ -2,11 +2,12 @@
 """The benchmark of LoRA's quality: its data, and a quick run from end to end."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import lora_quality
+from benchmarks import lora_quality, pretraining
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("digits", (1200, 597)), ("patches", (1200, 576))])
@@ -19,12 +20,27 @@ def test_data_is_split_without_overlap(name: str, sizes: tuple[int, int]) -> Non
     assert len(classes[0]) == len(classes[1]) and all(counts.min() > 0.8 * counts.max() for counts in classes)
 
 
-def test_patterns_of_a_seed_are_always_the_same() -> None:
-    images, classes = lora_quality.draw_patterns(64, seed=1)
-    again, _ = lora_quality.draw_patterns(64, seed=1)
-    other, _ = lora_quality.draw_patterns(64, seed=2)
+@pytest.mark.parametrize(
+    ("draw", "num_classes"),
+    [
+        (pretraining.draw_patterns, 32),
+        (pretraining.draw_letters, 42),
+        (pretraining.draw_crops, 12),
+        (pretraining.draw_mixture, 86),
+    ],
+)
+def test_drawn_images_of_a_seed_are_always_the_same(draw: Callable, num_classes: int) -> None:
+    images, classes = draw(400, seed=1)
+    again, _ = draw(400, seed=1)
+    other, _ = draw(400, seed=2)
     assert torch.equal(images, again) and not torch.equal(images, other)
-    assert images.shape == (64, 3, 64, 64) and classes.min() >= 0 and classes.max() < 32
+    assert images.shape == (400, 3, 64, 64) and images.isfinite().all() and 0.5 < images.std() < 2
+    assert set(classes.tolist()) <= set(range(num_classes)) and len(set(classes.tolist())) > 0.8 * num_classes
+
+
+def test_pretraining_has_no_digits_and_no_photograph_of_the_evaluation() -> None:
+    assert pretraining.LETTERS.isalpha() and len(set(pretraining.LETTERS)) == len(pretraining.LETTERS)
+    assert not set(pretraining.PHOTOGRAPHS) & set(lora_quality.PHOTOGRAPHS)
 
 
 def test_quick_run_prints_a_row_per_setting_and_repeats_nothing(
