@@ -5,7 +5,7 @@ import io
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_counts import QUESTION, WORDS, draw, save_parts
 from PIL import Image
-from transformers import TextStreamer, logging
+from transformers import TextStreamer
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeLlavaProcessor
 
@@ -39,15 +39,6 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(2):
         draw(np.random.default_rng(i), 2 * i).save(folder / f"{i}.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def verbosity() -> Iterator[None]:
-    """Afterwards transformers says as much as before: the script silences it."""
-    level = logging.get_verbosity()
-    yield
-    logging.set_verbosity(level)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hub_server import TOKEN, HubServer, use_hub
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlamaForCausalLM, logging, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlamaForCausalLM, pipeline
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeLlavaProcessor
 from eupe_hf.lora import load_peft_model
@@ -53,15 +53,6 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in (model, processor):
         part.save_pretrained(folder / "stage1")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def verbosity() -> Iterator[None]:
-    """Afterwards transformers says as much as before: the script silences it."""
-    level = logging.get_verbosity()
-    yield
-    logging.set_verbosity(level)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture
