@@ -95,7 +95,7 @@ def read_question(
         truth = _right_letter(answer, options)
         hint = row.get(columns.get("hint"))
         lines = [f"Context: {hint}"] * bool(hint) + lines
-        lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+        lines += [f"{letter}. {option}" for letter, option in zip(LETTERS[: len(options)], options, strict=True)]
     else:
         answers = answer if isinstance(answer, list) else [answer]
         truth = tuple(
