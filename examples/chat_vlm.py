@@ -107,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
             chat.ask(args.question)
             return
     except (OSError, ValueError) as error:
-        sys.exit(f"chat_vlm.py: {' '.join(str(error).split())}")
+        message = str(error).partition(" Model type should be one of")[0]  # transformers lists a hundred classes
+        sys.exit(f"chat_vlm.py: {' '.join(message.split())}")
     chat.follow(typed_lines())
 
 

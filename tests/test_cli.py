@@ -51,6 +51,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = EupeModel(tiny_config("vit", layerscale_value=0.5))
     encoder.save_pretrained(folder / "encoder")
     (folder / "EUPE-ViT-T.pt").write_bytes(checkpoint()[0])
+    for name in ("cut.safetensors", "cut.parquet"):
+        (folder / name).write_bytes(b"x")
     EupeModel(tiny_config("convnext")).save_pretrained(folder / "convnext")
     EupeForSegmentation(tiny_config("vit", num_labels=3)).save_pretrained(folder / "parts")
     EupeForImageClassification(tiny_config("vit", id2label={0: "cup", 1: "cat"})).save_pretrained(folder / "scene")
@@ -178,6 +180,12 @@ def test_visualize_matches_an_image_with_itself(models: Path, tmp_path: Path) ->
     ("arguments", "sentence"),
     [
         (["info", "nothing.pt"], "nothing.pt"),
+        (
+            ["info", "{models}/cut.safetensors"],
+            "cut.safetensors (1 bytes) cannot be read as a .safetensors checkpoint",
+        ),
+        (["search", "{photo}", "--index", "{models}/cut.safetensors"], "cannot be read as a .safetensors file"),
+        (["search", "{photo}", "--index", "{models}/cut.parquet"], "cut.parquet"),
         (["features", "nothing", "--output", "a.safetensors"], "There is no file or folder nothing."),
         (["search", "nothing.jpg", "--index", "a.parquet"], "There is no image nothing.jpg."),
         (["predict", "{models}/encoder", "{photo}"], "is an encoder without a head: say which to put on it"),

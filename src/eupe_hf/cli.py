@@ -147,10 +147,13 @@ def describe(path: Path) -> dict[str, Any]:
         return _describe_features(path)
     try:
         checkpoint = load_checkpoint(path)
-    except ValueError:
+    except ValueError as error:
         if path.suffix != ".safetensors":
             raise
-        return _describe_features(path)
+        try:
+            return _describe_features(path)
+        except ValueError:  # neither: what is wrong with the checkpoint says more
+            raise error from None
     return {
         "kind": (fields.get("architectures") or ["encoder"])[0],
         "model": checkpoint.variant.name if checkpoint.variant is not None else "of another size than the six",

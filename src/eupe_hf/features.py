@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -301,11 +301,14 @@ def read_features(path: str | os.PathLike) -> FeatureFile:
         values = table["features"].combine_chunks()
         features = torch.from_numpy(values.flatten().to_numpy().copy()).view(len(paths), -1)
         return FeatureFile(paths, features, metadata.get("model", ""))
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if "paths" not in metadata or "features" not in set(file.keys()):
-            raise ValueError(f"{path} holds no features with paths: eupe features writes such files.")
-        return FeatureFile(json.loads(metadata["paths"]), file.get_tensor("features"), metadata.get("model", ""))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "paths" not in metadata or "features" not in set(file.keys()):
+                raise ValueError(f"{path} holds no features with paths: eupe features writes such files.")
+            return FeatureFile(json.loads(metadata["paths"]), file.get_tensor("features"), metadata.get("model", ""))
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as a .safetensors file: {error}") from error
 
 
 def nearest_images(index: FeatureFile, query: torch.Tensor, count: int = 10) -> list[tuple[str, float]]:
