@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
             chat.ask(args.question)
             return
     except (OSError, ValueError) as error:
-        message = str(error).partition(" Model type should be one of")[0]  # transformers lists a hundred classes
+        message = str(error).partition("Model type should be one of")[0]  # transformers lists a hundred classes
         sys.exit(f"chat_vlm.py: {' '.join(message.split())}")
     chat.follow(typed_lines())
 

@@ -58,7 +58,7 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except (ImportError, OSError, ValueError) as error:
-        message = str(error).partition(" Model type should be one of")[0]  # transformers lists a hundred classes
+        message = str(error).partition("Model type should be one of")[0]  # transformers lists a hundred classes
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}\n")
         raise SystemExit(2) from error
 
