@@ -170,6 +170,26 @@ def test_visualize_draws_each_image(models: Path, tmp_path: Path, kind: str) -> 
         assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 500
 
 
+def test_visualize_in_tiles_draws_another_picture_of_the_same_size(models: Path, tmp_path: Path) -> None:
+    pictures = []
+    for tile in ([], ["--tile", 64], ["--tile", 128]):
+        (saved,) = eupe(
+            "visualize",
+            PHOTOS / "coffee.jpg",
+            "--model",
+            models / "encoder",
+            "--size",
+            128,
+            *tile,
+            "--output",
+            tmp_path,
+        )
+        pictures.append(np.asarray(Image.open(saved)))
+    whole, in_tiles, in_one = pictures
+    assert np.array_equal(whole, in_one) and in_tiles.shape == whole.shape
+    assert not np.array_equal(whole, in_tiles)
+
+
 def test_visualize_matches_an_image_with_itself(models: Path, tmp_path: Path) -> None:
     options = ["--kind", "matches", "--model", models / "convnext", "--size", 128, "--output", tmp_path]
     (saved,) = eupe("visualize", PHOTOS / "coffee.jpg", PHOTOS / "astronaut.jpg", *options)
@@ -191,6 +211,11 @@ def test_visualize_matches_an_image_with_itself(models: Path, tmp_path: Path) ->
         (["predict", "{models}/encoder", "{photo}"], "is an encoder without a head: say which to put on it"),
         (["predict", "{models}/scene", "nothing.jpg"], "There is no file or folder nothing.jpg."),
         (["visualize", "{photo}", "--kind", "matches", "--model", "{models}/encoder"], "between two images, got 1"),
+        (
+            ["visualize", "{photo}", "--size", "128", "--tile", "50", "--model", "{models}/encoder"],
+            "tile must be a multiple of 16, and overlap 0 or a smaller one, got 50",
+        ),
+        (["visualize", "{photo}", "--kind", "attention", "--tile", "64", "--model", "{models}/encoder"], "over tiles"),
         (
             ["visualize", "{photo}", "--kind", "attention", "--model", "{models}/convnext"],
             "A ConvNeXt has no attention",

@@ -277,6 +277,7 @@ def visualize(
     size: Annotated[int, typer.Option(help="Squash images to this side: larger, finer.")] = 512,
     patch: Annotated[Optional[tuple[int, int]], typer.Option(help="Row and column, for similarity.")] = None,  # noqa: UP045
     layer: Annotated[int, typer.Option(help="Block, from 0, for attention.")] = -1,
+    tile: Annotated[Optional[int], typer.Option(help="Encode in tiles of this side, for large sizes.")] = None,  # noqa: UP045
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
 ) -> None:
     """Draw what an encoder sees: principal components (colours agree between images), similarity, attention, matches.
@@ -286,7 +287,7 @@ def visualize(
     from .features import find_images
     from .gallery import draw
 
-    for saved in draw(find_images(images), kind.value, model, size, patch, layer, output):
+    for saved in draw(find_images(images), kind.value, model, size, patch, layer, output, tile):
         typer.echo(saved)
 
 

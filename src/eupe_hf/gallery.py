@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from .modeling_eupe import EupeBackbone, EupeModel
+from .tiling import tiled_feature_map
 from .visualization import (
     attention_picture,
     heat_picture,
@@ -33,6 +34,7 @@ def draw(
     patch: tuple[int, int] | None = None,
     layer: int = -1,
     output: Path = Path("pictures"),
+    tile: int | None = None,
 ) -> Iterator[Path]:
     """Draw image files as an encoder sees them, one picture each.
 
@@ -45,18 +47,21 @@ def draw(
         patch: Similarity: row and column of the patch, by default above the middle.
         layer: Attention: the block, from 0, or from the end.
         output: Folder for the pictures.
+        tile: Encode in tiles of this side in pixels, that overlap by half; `None`: the image as a whole.
 
     Yields:
         The pictures, as they are written.
 
     Raises:
         ValueError: An unknown kind, an image that can't be read, matches of other than two images, attention of a
-            ConvNeXt, a patch or a block that is not there.
+            ConvNeXt or in tiles, a patch or a block that is not there, sizes that are no multiples of the stride.
     """
     if kind not in KINDS:
         raise ValueError(f"The kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if kind == "matches" and len(paths) != 2:
         raise ValueError(f"Matches are drawn between two images, got {len(paths)}.")
+    if kind == "attention" and tile is not None:
+        raise ValueError("Attention goes over the whole image, not over tiles: leave the tile out.")
     encoder = (EupeModel if kind == "attention" else EupeBackbone).from_pretrained(model).eval()
     processor = AutoImageProcessor.from_pretrained(model)
     options = {"size": {"height": size, "width": size}, "do_center_crop": False, "return_tensors": "pt"}
@@ -67,7 +72,7 @@ def draw(
         photographs.append(rgb_picture(pixels.permute(1, 2, 0), (size, size)))
         with torch.inference_mode():
             pixel_values = processor(path, **options)["pixel_values"]
-            maps.append(_map(encoder, pixel_values, layer))
+            maps.append(_map(encoder, pixel_values, layer, tile))
     pictures = _pictures(kind, photographs, maps, patch)
     for name, picture in zip(_names(paths), pictures, strict=kind != "matches"):
         target = output / f"{name}-{kind}.png"
@@ -75,9 +80,11 @@ def draw(
         yield target
 
 
-def _map(encoder: EupeModel | EupeBackbone, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
+def _map(encoder: EupeModel | EupeBackbone, pixel_values: torch.Tensor, layer: int, tile: int | None) -> torch.Tensor:
     """Feature map (C, H, W), or attention of the class token to the patches, (heads, H, W)."""
     if isinstance(encoder, EupeBackbone):
+        if tile is not None:
+            return tiled_feature_map(encoder, pixel_values, tile)[0]
         return encoder(pixel_values).feature_maps[-1][0]
     (attention,) = encoder.attention_maps(pixel_values, layers=(layer,), queries=[0])
     grid = [side // encoder.config.patch_size for side in pixel_values.shape[2:]]

@@ -1,7 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """What the task heads share: an encoder with one head, and the layers of the linear dense heads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,55 @@ def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
     return functional.interpolate(maps.float(), tuple(size), mode="bilinear", align_corners=False).to(maps.dtype)
+
+
+def average_windows(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    pixel_values: torch.Tensor,
+    window: tuple[int, int],
+    step: tuple[int, int],
+    batch_size: int = 8,
+    stride: int = 1,
+) -> torch.Tensor:
+    """Maps of large images: of windows that slide over them, averaged where windows overlap.
+
+    Memory is that of the map of the images and of one batch of windows.
+
+    Args:
+        function: Windows (n, num_channels, *window) to maps (n, C, window / stride).
+        pixel_values: (B, num_channels, H, W), at least as large as the window.
+        window: Height and width of the windows in pixels.
+        step: Rows and columns between windows in pixels, at most `window`.
+        batch_size: Windows per call of `function`.
+        stride: Pixels to a position of the map; divides the sides of images and windows, and the step.
+
+    Returns:
+        (B, C, H / stride, W / stride), float32.
+    """
+    batch, (rows, columns) = len(pixel_values), (side // stride for side in window)
+    height, width = (side // stride for side in pixel_values.shape[2:])
+    places = [(i, *place) for i in range(batch) for place in _windows(pixel_values.shape[2:], window, step)]
+    total, count = pixel_values.new_zeros(()), pixel_values.new_zeros((1, 1, height, width), dtype=torch.float32)
+    for start in range(0, len(places), batch_size):
+        chosen = places[start : start + batch_size]
+        views = [pixel_values[i, :, top : top + window[0], left : left + window[1]] for i, top, left in chosen]
+        maps = function(torch.stack(views)).float()
+        if total.ndim == 0:  # how many channels there are is known only now
+            total = maps.new_zeros((batch, maps.shape[1], height, width))
+        for (i, top, left), part in zip(chosen, maps, strict=True):
+            top, left = top // stride, left // stride
+            total[i, :, top : top + rows, left : left + columns] += part
+            if i == 0:
+                count[..., top : top + rows, left : left + columns] += 1
+    return total / count
+
+
+def _windows(size: Sequence[int], window: tuple[int, int], step: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    # the last window of a row or column ends with the image, so that every pixel is covered by a whole window
+    tops, lefts = (sorted({*range(0, size[i] - window[i], step[i]), size[i] - window[i]}) for i in range(2))
+    for top in tops:
+        for left in lefts:
+            yield top, left
 
 
 def loss_where_labelled(

@@ -1,8 +1,6 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Semantic segmentation: upstream's linear head on the dense features of an EUPE encoder."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -15,6 +13,7 @@ from .configuration_eupe import EupeConfig
 from .modeling_eupe_head import (
     EupeLinearDenseHead,
     EupeTaskModel,
+    average_windows,
     check_class_ids,
     check_label_maps,
     loss_where_labelled,
@@ -126,28 +125,13 @@ class EupeForSegmentation(EupeTaskModel):
                 f"window, stride and batch_size must be at least 1 and the stride at most the window, got {window}, "
                 f"{stride} and {batch_size}."
             )
-        batch, _, height, width = pixel_values.shape
+        height, width = pixel_values.shape[2:]
         padded = functional.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
-        total = padded.new_zeros((batch, self.config.num_labels, *padded.shape[2:]), dtype=torch.float32)
-        count = padded.new_zeros((1, 1, *padded.shape[2:]), dtype=torch.float32)
-        places = [(i, top, left) for i in range(batch) for top, left in _windows(padded.shape[2:], window, stride)]
-        for start in range(0, len(places), batch_size):
-            chosen = places[start : start + batch_size]
-            views = [padded[i, :, top : top + window, left : left + window] for i, top, left in chosen]
-            logits = resize(self(torch.stack(views)).logits.float(), (window, window))
-            for (i, top, left), part in zip(chosen, logits, strict=True):
-                total[i, :, top : top + window, left : left + window] += part
-                if i == 0:
-                    count[..., top : top + window, left : left + window] += 1
-        return (total / count)[..., :height, :width]
 
+        def segment(views: torch.Tensor) -> torch.Tensor:
+            return resize(self(views).logits.float(), (window, window))
 
-def _windows(size: tuple[int, int], window: int, stride: int) -> Iterator[tuple[int, int]]:
-    # the last window of a row or column ends with the image, so that every pixel is covered by a whole window
-    tops, lefts = (sorted({*range(0, side - window, stride), side - window}) for side in size)
-    for top in tops:
-        for left in lefts:
-            yield top, left
+        return average_windows(segment, padded, (window, window), (stride, stride), batch_size)[..., :height, :width]
 
 
 __all__ = ["EupeForSegmentation"]
