@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from modeling_common import tiny_config
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -497,3 +498,17 @@ def test_history_table_and_curve(tmp_path: Path) -> None:
     draw_curve(history, tmp_path / "curve.png", "accuracy")
     picture = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB"))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # two plots, in colours
+
+
+def test_a_curve_without_evaluations_names_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[list[str]] = []
+
+    def keep(figure: Figure, *_: object, **__: object) -> None:
+        legend = figure.axes[0].get_legend()
+        saved.append([text.get_text() for text in legend.get_texts()] if legend else [])
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    draw_curve([{"loss": 3.0, "step": 1}], tmp_path / "curve.png")
+    draw_curve([{"loss": 3.0, "step": 1}, {"eval_loss": 2.0, "step": 1}], tmp_path / "curve.png")
+    draw_curve([], tmp_path / "curve.png")
+    assert saved == [["training"], ["training", "evaluation"], []]

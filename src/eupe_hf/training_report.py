@@ -217,9 +217,11 @@ def draw_curve(log_history: Sequence[Mapping[str, Any]], path: Path, *metrics: s
     logged = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
     if logged:
         axes[0].plot(*zip(*logged, strict=True), label="training", linewidth=1)
-    axes[0].plot(steps, [entry.get("loss", math.nan) for entry in entries], "o-", label="evaluation", markersize=3)
+    if any("loss" in entry for entry in entries):
+        axes[0].plot(steps, [entry.get("loss", math.nan) for entry in entries], "o-", label="evaluation", markersize=3)
     axes[0].set(xlabel="step", ylabel="loss")
-    axes[0].legend()
+    if axes[0].lines:
+        axes[0].legend()
     for place, name in enumerate(names):
         values, label = [entry.get(name, math.nan) for entry in entries], name.replace("_", " ")
         axes[1].plot(steps, values, "o-", color=f"C{(place + 2) % 10}", markersize=3, label=label)
