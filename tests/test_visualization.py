@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from eupe_hf.visualization import (
     attention_picture,
+    boxes_picture,
     heat_picture,
     mark_patch,
     matches_picture,
@@ -121,6 +122,17 @@ def test_matches_are_joined_by_lines() -> None:
     assert pixels[10, 10].any() and pixels[30, 68 + 50].any()  # centres of the two patches
     assert pixels[16:24, 60:68].min() < 255  # the line crosses the gap between the two
     assert not pixels[35, 10].any()
+
+
+def test_labels_of_boxes_stay_inside_the_picture() -> None:
+    image = Image.new("RGB", (120, 80), "black")
+    found = {"boxes": torch.tensor([[100.0, 2, 118, 30]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.5])}
+    names = {3: "square"}
+    picture = np.asarray(boxes_picture(image, found, names)).astype(int)
+    apart = {**found, "boxes": torch.tensor([[10.0, 40, 28, 70]])}  # a box with room for its label
+    whole = np.asarray(boxes_picture(image, apart, names)).astype(int)
+    widths = [int(drawn.any(axis=(0, 2)).sum()) for drawn in (picture, whole)]  # the label is wider than the box
+    assert widths[0] == widths[1] > 40
 
 
 def test_attention_has_a_picture_per_head() -> None:

@@ -252,7 +252,8 @@ def boxes_picture(image: Image.Image, detections: Mapping[str, Any], id2label: M
         draw.rectangle(box, outline=colour, width=line)
         text = f"{id2label.get(label, label)} {score:.2f}"
         left, top, right, bottom = draw.textbbox((0, 0), text, font_size=14)
-        corner = (max(box[0], 0), max(box[1] - (bottom - top) - 6, 0))
+        # above the box, but inside the picture
+        corner = (max(min(box[0], picture.width - (right - left) - 7), 0), max(box[1] - (bottom - top) - 6, 0))
         draw.rectangle((*corner, corner[0] + right - left + 6, corner[1] + bottom - top + 6), fill=colour)
         draw.text((corner[0] + 3 - left, corner[1] + 3 - top), text, fill="white", font_size=14)
     return picture
