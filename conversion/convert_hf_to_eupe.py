@@ -9,9 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eupe_hf.checkpoints import load_checkpoint, save_layout
-from eupe_hf.heads import load_head, raw_head, save_head
-from eupe_hf.verification import compare_tensors, format_table
+from eupe_hf.conversion import OptionError, convert_back
 
 
 EXAMPLE = """example:
@@ -21,8 +19,8 @@ EXAMPLE = """example:
 """
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser, for its way to end with an error, and what the user asked for."""
+def make_parser() -> argparse.ArgumentParser:
+    """What the user may ask for."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,40 +46,21 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
         metavar="FILE",
         help="also write the head of an EupeForSegmentation or EupeForDepthEstimation, .pt or .safetensors",
     )
-    args = parser.parse_args(arguments)
-    if args.head and args.head.absolute() == args.output.absolute():
-        parser.error("--output and --head must be two files: the encoder's and the head's")
-    return parser, args
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
-    parser, args = parse(arguments)
+    parser = make_parser()
+    args = parser.parse_args(arguments)
     try:
-        source = load_checkpoint(args.checkpoint)
-        if args.head:
-            save_head(source, args.head)
-        save_layout(source, args.output, args.layout)
-        written = load_checkpoint(args.output, config=source.config)
-        rows = compare_tensors(source.state, written.state)
-        if args.head:
-            layers = [index - 1 for index in source.config.out_indices]
-            task = raw_head(source)[1].name
-            rows += compare_tensors(source.head, load_head(args.head, task, written, layers).head)
+        done = convert_back(args.checkpoint, args.output, args.layout, args.head)
+    except OptionError as error:
+        parser.error(str(error))
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    if not all(row.within(0) for row in rows):
-        print(f"{format_table(rows, 0)}\n{args.output} differs from its source: do not use it.", file=sys.stderr)
-        return 1
-    print(f"Compared {len(rows)} tensors: all equal to the source (max abs difference 0).")
-    if source.projectors:
-        action = "written with the rest" if args.layout == "raw" else "left out, this layout has no place for them"
-        print(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
-    if source.head:
-        action = f"written to {args.head}" if args.head else "left out (--head FILE writes them)"
-        print(f"{len(source.head)} tensors of the head: {action}.")
-    print(f"Done: {args.output} holds the encoder in layout {args.layout}.")
-    return 0
+    print("\n".join(done.lines()), file=sys.stdout if done.is_equal else sys.stderr)
+    return 0 if done.is_equal else 1
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert_eupe_to_hf import add_source_options, check_source_options, convert
+from convert_eupe_to_hf import add_source_options
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from eupe_hf.configuration_eupe import WEIGHTS_LICENSE
+from eupe_hf.conversion import OptionError, check_head_options, convert
 from eupe_hf.hub import fetch
 from eupe_hf.variants import VARIANTS, variant_config
 
@@ -99,7 +100,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     parser.add_argument("--overwrite", action="store_true", help="replace another model that the repository holds")
     parser.add_argument("--message", default="Upload model with eupe-hf", help="of the commit (default: %(default)s)")
     args = parser.parse_args(arguments)
-    check_source_options(parser, args)
     if args.head and not args.checkpoint:
         parser.error("--head is joined with a raw encoder; it needs --checkpoint FILE")
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", args.repo):
@@ -263,11 +263,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch) / "converted"
         try:
+            check_head_options(args.head, args.task, args.layers)
             if args.name:
                 folder = fetch(args.name)
-            elif args.checkpoint and convert(args, folder) is None:
-                return 1
+            elif args.checkpoint:
+                done = convert(args.checkpoint, folder, args.variant, args.head, args.task, args.layers)
+                if not done.is_equal:
+                    print("\n".join(done.lines()), file=sys.stderr)
+                    return 1
+                print("\n".join(done.notes))
             publish(parser, args, folder, HfApi())
+        except OptionError as error:
+            parser.error(str(error))
         except (HTTPError, RuntimeError) as error:  # RuntimeError: huggingface_hub's word for a broken upload
             parser.exit(2, f"{parser.prog}: {reason(error, args.repo)}\n")
         except (OSError, ValueError) as error:

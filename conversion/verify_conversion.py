@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eupe_hf.checkpoints import load_checkpoint
-from eupe_hf.verification import compare_models, compare_with_golden, format_table
+from eupe_hf.conversion import verify
+from eupe_hf.verification import format_table
 
 
 EXAMPLE = """example:
@@ -52,11 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
     parser, args = parse(arguments)
     try:
-        model = load_checkpoint(args.checkpoint, args.variant).build_model()
-        if args.golden is not None:
-            rows = compare_with_golden(model, args.golden)
-        else:
-            rows = compare_models(model, load_checkpoint(args.against, args.variant).build_model())
+        rows = verify(args.checkpoint, args.against, args.golden, args.variant)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(format_table(rows, args.tolerance))

@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """The `eupe` command: what it prints and writes, exit codes, and one sentence for each mistake."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -9,14 +10,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import ROOT, tiny_config
+from common import (
+    NAMES,
+    ROOT,
+    assert_raw_came_back,
+    assert_same_bits,
+    golden_path,
+    published_state,
+    requires_shared,
+    tiny_config,
+)
 from hub_server import HubServer, use_hub
 from PIL import Image
 from published import checkpoint
 from typer.testing import CliRunner
 from vlm_common import make_vlm
 
-from eupe_hf import VARIANTS, EupeForImageClassification, EupeForMultiTask, EupeForSegmentation, EupeModel, cli
+from eupe_hf import (
+    VARIANTS,
+    EupeForImageClassification,
+    EupeForMultiTask,
+    EupeForSegmentation,
+    EupeModel,
+    cli,
+    conversion,
+)
+from eupe_hf.checkpoints import Checkpoint, load_checkpoint, read_state_dict
 
 
 PHOTOS = ROOT / "examples" / "images"
@@ -28,6 +47,13 @@ def eupe(*arguments: object) -> list[str]:
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout.splitlines()
+
+
+def difference(*arguments: object) -> tuple[str, str]:
+    """What a command prints, on stdout and stderr, where a comparison failed: exit code 1."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 1, result.output
+    return result.stdout, result.stderr
 
 
 def refusal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
@@ -62,7 +88,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_explains_itself_with_an_example() -> None:
-    assert COMMANDS == ["features", "info", "list", "predict", "pull", "search", "visualize"]
+    assert COMMANDS == ["convert", "features", "info", "list", "predict", "pull", "search", "verify", "visualize"]
     for command in COMMANDS:
         text = " ".join(eupe(command, "--help"))
         assert f"Example: eupe {command}" in text
@@ -196,6 +222,123 @@ def test_visualize_matches_an_image_with_itself(models: Path, tmp_path: Path) ->
     assert Image.open(saved).size == (2 * 128 + 8, 128)
 
 
+# ---- converting and verifying ----
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_raw_comes_back_through_our_layout(name: str, tmp_path: Path) -> None:
+    state = published_state(name)
+    torch.save(state, tmp_path / "raw.pt")
+    told = json.loads(eupe("convert", tmp_path / "raw.pt", tmp_path / "ours", "--variant", name, "--json")[0])
+    count = told.pop("compared")
+    assert count > 100 and told == {
+        "output": str(tmp_path / "ours"), "layout": "eupe", "source_layout": "raw", "model": name, "head_tensors": 0,
+        "projector_tensors": 0, "is_equal": True, "within": count, "tolerance": 0, "max_abs_error": 0,
+    }  # fmt: skip
+    lines = eupe("convert", tmp_path / "ours", tmp_path / "back.pt", "--to", "raw")
+    assert lines[0] == f"Compared {count} tensors: all equal to the source (max abs difference 0)."
+    assert lines[1:] == [f"Done: {tmp_path / 'back.pt'} holds the encoder in layout raw."]
+    assert_raw_came_back(read_state_dict(tmp_path / "back.pt"), state)
+
+
+def test_dinov3_layout_is_written_and_read(models: Path, tmp_path: Path) -> None:
+    raw = models / "EUPE-ViT-T.pt"
+    eupe("convert", raw, tmp_path / "dinov3", "--to", "dinov3")
+    assert json.loads((tmp_path / "dinov3" / "config.json").read_text())["architectures"] == ["DINOv3ViTModel"]
+    lines = eupe("convert", tmp_path / "dinov3", tmp_path / "ours")
+    assert lines[0] == f"Read {tmp_path / 'dinov3'}: eupe-t, layout dinov3."
+    assert lines[-1] == f"Done: EupeModel.from_pretrained({str(tmp_path / 'ours')!r}) loads it."
+    assert_same_bits(EupeModel.from_pretrained(tmp_path / "ours").state_dict(), checkpoint()[1])
+
+
+def test_projectors_are_kept_on_request(models: Path, tmp_path: Path) -> None:
+    projectors = {"projectors.proxy.cls.0.weight": torch.full((6, 4), 0.25)}
+    torch.save({**torch.load(models / "EUPE-ViT-T.pt"), **projectors}, tmp_path / "raw.pt")
+    lines = eupe("convert", tmp_path / "raw.pt", tmp_path / "without")
+    assert "1 tensors of the distillation adapters: dropped (eupe convert --keep-projectors keeps them)." in lines
+    assert not (tmp_path / "without" / "projectors.safetensors").exists()
+    eupe("convert", tmp_path / "raw.pt", tmp_path / "with", "--keep-projectors")
+    assert_same_bits(load_checkpoint(tmp_path / "with").projectors, projectors)
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_head_is_written_and_joined_again(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = EupeForSegmentation(tiny_config(family, num_labels=3, out_indices=[1, 2]))
+    model.save_pretrained(tmp_path / "parts")
+    lines = eupe("convert", tmp_path / "parts", tmp_path / "raw.pt", "--to", "raw", "--head", tmp_path / "head.pt")
+    assert f"7 tensors of the head: written to {tmp_path / 'head.pt'}." in lines
+    assert "7 tensors of the head of a task model: dropped." in eupe("convert", tmp_path / "parts", tmp_path / "tiny")
+    options = ["--head", tmp_path / "head.pt", "--task", "segmentation", "--layers", "0,1"]
+    lines = eupe("convert", tmp_path / "tiny", tmp_path / "again", *options)
+    channels = model.head.linear.conv.in_channels
+    assert lines[1] == (
+        f"Read {tmp_path / 'head.pt'}: a segmentation head, from {channels} channels of layers 0, 1 to 3."
+    )
+    again = EupeForSegmentation.from_pretrained(tmp_path / "again")
+    assert again.config.out_indices == [1, 2]
+    assert_same_bits(again.state_dict(), model.state_dict())
+
+
+def test_conversion_that_changed_a_tensor_is_told_with_code_1(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damage(save):
+        def save_damaged(source: Checkpoint, *arguments: object) -> None:
+            state = {key: tensor.clone() for key, tensor in source.state.items()}
+            state["norm.weight"][3] += 0.5
+            save(dataclasses.replace(source, state=state), *arguments)
+
+        return save_damaged
+
+    for name in ("save_model_folder", "save_layout"):
+        monkeypatch.setattr(conversion, name, damage(getattr(conversion, name)))
+    for target, output in (("eupe", tmp_path / "ours"), ("raw", tmp_path / "back.pt")):
+        out, err = difference("convert", models / "EUPE-ViT-T.pt", output, "--to", target)
+        assert out == "" and err.endswith(f"{output} differs from its source: do not use it.\n")
+        assert re.search(r"norm.weight +192 +5\.00e-01 +TOO LARGE", err) and "210 of 211 arrays are the same" in err
+        out, err = difference("convert", models / "EUPE-ViT-T.pt", output, "--to", target, "--json")
+        told = json.loads(out)
+        assert (told["is_equal"], told["compared"], told["within"]) == (False, 211, 210) and "differs" not in err
+        assert told["max_abs_error"] == pytest.approx(0.5)
+
+
+def test_verify_compares_what_two_checkpoints_compute(models: Path, tmp_path: Path) -> None:
+    eupe("convert", models / "convnext", tmp_path / "same")
+    lines = eupe("verify", tmp_path / "same", "--against", models / "convnext", "--tolerance", "0")
+    assert lines[-1].startswith("28 of 28 arrays are the same within 0; the largest error is 0.0")
+    model = EupeModel.from_pretrained(models / "convnext")
+    model.norm.bias.data[0] += 1e-2
+    model.save_pretrained(tmp_path / "other")
+    compared = ["verify", tmp_path / "other", "--against", models / "convnext"]
+    out, err = difference(*compared)
+    assert re.search(r"1x256x256/pooler_output +1x32 +1\.00e-02 +TOO LARGE", out) and err == ""
+    told = json.loads(difference(*compared, "--json")[0])
+    assert told.pop("max_abs_error") == pytest.approx(1e-2, rel=1e-4)
+    # two outputs of each of the four sizes come after the norm: the last hidden state and the pooled one
+    assert told == {"is_equal": False, "compared": 28, "within": 20, "tolerance": 1e-4}
+    assert json.loads(eupe(*compared, "--tolerance", "0.1", "--json")[0])["is_equal"]
+
+
+def test_verify_tells_an_output_that_is_no_number(models: Path, tmp_path: Path) -> None:
+    model = EupeModel.from_pretrained(models / "encoder")
+    model.norm.weight.data[:] = 3e38
+    model.save_pretrained(tmp_path / "huge")
+    told = json.loads(difference("verify", tmp_path / "huge", "--against", tmp_path / "huge", "--json")[0])
+    assert not told["is_equal"] and told["max_abs_error"] is None
+
+
+@requires_shared
+def test_verify_compares_with_recorded_outputs(tmp_path: Path) -> None:
+    torch.save(published_state("eupe-t"), tmp_path / "raw.pt")
+    golden = ["--golden", golden_path("eupe-t"), "--tolerance", "1e-5", "--variant", "eupe-t"]
+    told = json.loads(eupe("verify", tmp_path / "raw.pt", *golden, "--json")[0])
+    assert (told["is_equal"], told["compared"]) == (True, 70) and 0 < told["max_abs_error"] < 1e-5
+
+
+# ---- mistakes ----
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -237,3 +380,80 @@ def test_mistakes_are_answered_by_a_sentence(
     monkeypatch.chdir(tmp_path)
     filled = [argument.format(models=models, photo=PHOTOS / "coffee.jpg") for argument in arguments]
     assert sentence in refusal(capsys, monkeypatch, *filled)
+
+
+HEAD = ["--head", "{models}/EUPE-ViT-T.pt"]
+CONVERSION_MISTAKES = {
+    "nothing there": (["nothing.pt", "out"], "No checkpoint at nothing.pt. Give the file as downloaded"),
+    "cut short": (["{models}/cut.safetensors", "out"], "(1 bytes) cannot be read as a .safetensors checkpoint."),
+    "mixed formats": (["mixed.pt", "out"], "formats (torch.float16, torch.float32), and a model has one: save all in"),
+    "another model": (["{raw}", "out", "--variant", "eupe-s"], "holds eupe-t, a ViT of width 192 with 12 blocks, not"),
+    "no such model": (["{raw}", "out", "--variant", "eupe-tt"], "Did you mean 'eupe-t'?"),
+    "somebody's folder": (["{raw}", "."], "holds other files (mixed.pt)"),
+    "file for folder": (["{raw}", "out.pt"], "out.pt is the name of a file, and layout eupe is a folder: give the"),
+    "folder for file": (["{raw}", ".", "--to", "raw"], "is a folder; give a file name for the checkpoint"),
+    "itself": (["{raw}", "{raw}", "--to", "raw"], "is part of the checkpoint itself, which is never replaced: give"),
+    "its folder": (["{models}/encoder/model.safetensors", "{models}/encoder"], "which is never replaced"),
+    "its weights": (
+        ["{models}/parts", "out.pt", "--to", "raw", "--head", "{models}/parts/model.safetensors"],
+        "which is never replaced",
+    ),
+    "one file for two": (["{models}/parts", "a.pt", "--to", "raw", "--head", "a.pt"], "must be two files"),
+    "no head": (["{raw}", "out.pt", "--to", "raw", "--head", "h.pt"], "this is an encoder without a head"),
+    "head of ours": (
+        ["{models}/scene", "a.pt", "--to", "raw", "--head", "h.pt"],
+        "this is EupeForImageClassification",
+    ),
+    "head without task": (["{raw}", "out", *HEAD], "--head needs --task: segmentation or depth"),
+    "no such task": (["{raw}", "out", *HEAD, "--task", "vqa"], "Unknown task 'vqa'; upstream has heads for"),
+    "no head in it": (["{raw}", "out", *HEAD, "--task", "depth"], "is no depth head for this encoder."),
+    "task without head": (["{raw}", "out", "--task", "depth"], "describe a head; they need --head FILE"),
+    "layers in words": (["{raw}", "out", *HEAD, "--layers", "2 5"], "commas between, as 2,5,8,11, got '2 5'."),
+    "no such layer": (["{raw}", "out", *HEAD, "--task", "depth", "--layers", "12"], "from 0 to 11 in ascending order"),
+    "the other way": (["{raw}", "a.pt", "--to", "raw", "--keep-projectors"], "go with --to eupe: leave them out, got"),
+}
+VERIFICATION_MISTAKES = {
+    "nothing there": (
+        ["nothing.pt", "--against", "{raw}"],
+        "No checkpoint at nothing.pt. Give the file as downloaded",
+    ),
+    "nothing beside it": (["{raw}", "--against", "nothing.pt"], "No checkpoint at nothing.pt. Give the file as"),
+    "no reference": (["{raw}"], "Give one thing to compare with: --against FILE_OR_DIR or --golden FILE."),
+    "two references": (["{raw}", "--against", "{raw}", "--golden", "{raw}"], "Give one thing to compare with"),
+    "no recorded outputs": (["{raw}", "--golden", "nothing"], "No file with recorded outputs at nothing."),
+    "of another kind": (["{raw}", "--golden", "{raw}"], "is no safetensors file, or is damaged"),
+    "another shape": (
+        ["{raw}", "--against", "{models}/encoder"],
+        "last_hidden_state of 1x256x256 is (1, 261, 192) in",
+    ),
+    "another model": (["{raw}", "--against", "{raw}", "--variant", "eupe-s"], "holds eupe-t, a ViT of width 192"),
+    "tolerance": (["{raw}", "--against", "{raw}", "--tolerance", "-1"], "--tolerance must be 0 or more, got -1.0."),
+    "no tolerance": (["{raw}", "--against", "{raw}", "--tolerance", "nan"], "must be 0 or more, got nan."),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "sentence"),
+    [
+        pytest.param(command, *mistake, id=f"{command}-{name}")
+        for command, mistakes in (("convert", CONVERSION_MISTAKES), ("verify", VERIFICATION_MISTAKES))
+        for name, mistake in mistakes.items()
+    ],
+)
+def test_conversion_mistakes_are_answered_by_a_sentence(
+    command: str,
+    arguments: list[str],
+    sentence: str,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(models / "EUPE-ViT-T.pt")
+    torch.save({key: tensor.half() if tensor.ndim == 4 else tensor for key, tensor in state.items()}, "mixed.pt")
+    before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
+    filled = [argument.format(models=models, raw=models / "EUPE-ViT-T.pt") for argument in arguments]
+    assert sentence in refusal(capsys, monkeypatch, command, *filled)
+    assert [path.name for path in tmp_path.iterdir()] == ["mixed.pt"]  # nothing was written,
+    assert {path: path.stat().st_mtime_ns for path in models.rglob("*")} == before  # and nothing replaced

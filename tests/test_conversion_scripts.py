@@ -6,7 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from common import (
     requires_shared,
     tiny_config,
 )
-from hub_server import TOKEN, HubServer, hub_environment
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
@@ -47,13 +46,12 @@ class Finished:
     stderr: str
 
 
-def run_process(script: str, *arguments: str | Path, environment: dict[str, str] | None = None) -> Finished:
+def run_process(script: str, *arguments: str | Path) -> Finished:
     """Run a script in a process of its own, which takes some seconds."""
-    environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1"}
-    source = f"{ROOT / 'src'}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    source = f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     process = subprocess.run(
         [sys.executable, ROOT / "conversion" / script, *arguments],
-        env={**environment, "PYTHONPATH": source},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": source},
         capture_output=True,
         text=True,
         timeout=300,
@@ -158,7 +156,7 @@ def test_way_to_dinov3_and_from_there_to_ours(run: Run, converted: tuple[Path, s
 def test_projectors_are_dropped_by_default_and_it_says_so(run: Run, raw: Path, tmp_path: Path) -> None:
     process = run(CONVERT, "--checkpoint", raw, "--output", tmp_path / "ours")
     assert (
-        "1 tensors of the distillation adapters: dropped (convert_eupe_to_hf.py --keep-projectors keeps them)."
+        "1 tensors of the distillation adapters: dropped (eupe convert --keep-projectors keeps them)."
         in process.stdout
     )
     assert not (tmp_path / "ours" / PROJECTOR_FILE).exists()
@@ -347,7 +345,6 @@ USAGE = {
         ["--checkpoint", "x", "--against", "y", "--tolerance", "-1"],
         "--tolerance must be 0 or more",
     ),
-    "private without push": (CONVERT, ["--checkpoint", "x", "--output", "y", "--private"], "it needs --push-to-hub"),
     "head without task": (CONVERT, ["--checkpoint", "x", "--output", "y", "--head", "h"], "--head needs --task"),
     "layers without head": (
         CONVERT,
@@ -375,42 +372,3 @@ def test_help_has_an_example_of_itself(run: Run, script: str) -> None:
     assert f"example:\n  python conversion/{script} --checkpoint" in process.stdout
     if script == CONVERT:
         assert all(name in process.stdout for name in VARIANTS)
-
-
-# ---- pushing ----
-
-
-@pytest.fixture
-def server() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
-def test_push_uploads_model_processor_and_licence(server: HubServer, raw: Path, tmp_path: Path) -> None:
-    environment = hub_environment(server, tmp_path / "home", TOKEN)
-    process = run_process(
-        CONVERT, "--checkpoint", raw, "--output", tmp_path / "ours", "--push-to-hub", "tester/eupe-t", "--private",
-        environment=environment,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    lines = process.stdout.splitlines()
-    assert "Pushed model and image processor to tester/eupe-t." in lines
-    assert LICENSE in lines[-2]
-    assert lines[-1].startswith("Done: ")
-    files = server.files("tester/eupe-t")
-    code = {f"{name}.py" for name in ("modeling_eupe", "modeling_eupe_vit", "configuration_eupe")}
-    assert set(files) >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", *code}
-    assert files["model.safetensors"] == (tmp_path / "ours" / "model.safetensors").read_bytes()
-    assert f"license_name: {LICENSE}" in files["README.md"].decode()
-    assert server.repos["tester/eupe-t"].private
-
-
-def test_push_without_a_token_is_one_line_and_code_2(server: HubServer, raw: Path, tmp_path: Path) -> None:
-    environment = hub_environment(server, tmp_path / "home")
-    arguments = ["--checkpoint", raw, "--output", tmp_path / "ours", "--push-to-hub", "tester/eupe-t"]
-    process = run_process(CONVERT, *arguments, environment=environment)
-    assert process.returncode == 2
-    assert "Traceback" not in process.stderr
-    assert "401" in process.stderr
-    assert "Done" not in process.stdout
-    assert load_checkpoint(tmp_path / "ours").variant is VARIANTS["eupe-t"]  # what was converted stays

@@ -6,6 +6,7 @@ typer, which transformers' own command line uses, so it is there anyway.
 
 import enum
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -40,6 +41,14 @@ class Kind(str, enum.Enum):
     similarity = "similarity"
     attention = "attention"
     matches = "matches"
+
+
+class Target(str, enum.Enum):
+    """The layout that `eupe convert` writes."""
+
+    eupe = "eupe"
+    raw = "raw"
+    dinov3 = "dinov3"
 
 
 def main() -> None:
@@ -170,6 +179,76 @@ def _describe_features(path: Path) -> dict[str, Any]:
 
     found = read_features(path)
     return {"kind": "features", "images": len(found.paths), "width": found.features.shape[-1], "model": found.model}
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A file or folder in any of the three layouts.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write; with --to raw the file.")],
+    to: Annotated[
+        Target, typer.Option(help="The layout: this package's, the published files', or transformers' DINOv3's.")
+    ] = Target.eupe,
+    variant: Annotated[Optional[str], typer.Option(help="Fail unless it is this model of the six.")] = None,  # noqa: UP045
+    head: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A head of upstream's: joined, with --task; or with --to raw or dinov3 written here."),
+    ] = None,
+    task: Annotated[Optional[str], typer.Option(help="What the head was trained for: segmentation, depth.")] = None,  # noqa: UP045
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What the head reads, from 0, as 2,5,8,11 [default: the last block or stage]."),
+    ] = None,
+    keep_projectors: Annotated[
+        bool, typer.Option("--keep-projectors", help="Keep the distillation adapters of some published files.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a checkpoint between the three layouts, and prove that no tensor changed.
+
+    Example: eupe convert EUPE-ViT-S.pt my-eupe-s
+    """
+    from . import conversion
+
+    if layers is not None and not re.fullmatch(r"\d+(,\d+)*", layers):
+        raise ValueError(f"--layers must be numbers from 0 with commas between, as 2,5,8,11, got {layers!r}.")
+    chosen = [int(layer) for layer in layers.split(",")] if layers else None
+    if to is Target.eupe:
+        done = conversion.convert(checkpoint, output, variant, head, task, chosen, keep_projectors)
+    elif task or layers or keep_projectors:
+        raise ValueError(
+            f"--task, --layers and --keep-projectors go with --to eupe: leave them out, got --to {to.value}."
+        )
+    else:
+        done = conversion.convert_back(checkpoint, output, to.value, head, variant)
+    text = json.dumps(done.values()) if as_json else "\n".join(done.lines())
+    typer.echo(text, err=not (done.is_equal or as_json))
+    if not done.is_equal:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="The encoder, in any of the three layouts.")],
+    against: Annotated[Optional[Path], typer.Option(help="Another checkpoint, in any layout.")] = None,  # noqa: UP045
+    golden: Annotated[Optional[Path], typer.Option(help="Or outputs recorded from the original code.")] = None,  # noqa: UP045
+    variant: Annotated[Optional[str], typer.Option(help="Fail unless it is this model of the six.")] = None,  # noqa: UP045
+    tolerance: Annotated[float, typer.Option(help="Largest absolute error that passes.")] = 1e-4,
+    as_json: AsJson = False,
+) -> None:
+    """Check that an encoder computes what another one does, or what the original code did. Exit code 1: it does not.
+
+    Example: eupe verify my-eupe-s --against EUPE-ViT-S.pt
+    """
+    from . import conversion
+    from .verification import format_table
+
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(f"--tolerance must be 0 or more, got {tolerance}.")
+    rows = conversion.verify(checkpoint, against, golden, variant)
+    told = conversion.summary(rows, tolerance)
+    typer.echo(json.dumps(told) if as_json else format_table(rows, tolerance))
+    if not told["is_equal"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -139,7 +139,7 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
             raise ValueError(
                 f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is no "
                 "complete EUPE model in this layout. A raw or DINOv3-layout checkpoint must first be converted: "
-                "python conversion/convert_eupe_to_hf.py --checkpoint FILE --output DIR."
+                "eupe convert FILE DIR."
             )
 
     def _refuse_new_on_disk(self, missing_keys: Iterable[str]) -> None:
