@@ -39,7 +39,7 @@ run-tests:
 	if [ -d $(SHARED)/conformance ]; then $(VENV)/bin/python $(SHARED)/conformance/get_sdist.py || true; fi
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(VENV)/dev  ## lint, formatting, types, model cards current
+check: $(VENV)/dev  ## lint, docstrings, formatting, types, model cards current
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/mypy

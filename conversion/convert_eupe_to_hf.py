@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+
 from eupe_hf.checkpoints import PROJECTOR_FILE
 from eupe_hf.conversion import OptionError, convert
 from eupe_hf.heads import TASKS
@@ -55,22 +58,39 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-projectors",
         action="store_true",
-        help=f"keep the distillation adapters that some files carry, in DIR/{PROJECTOR_FILE}",
+        help=f"keep the distillation adapters that some files carry, in DIR/{PROJECTOR_FILE}; they are not pushed",
     )
+    parser.add_argument("--push-to-hub", metavar="REPO", help="also upload what was written, as USER/NAME")
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: make the repository private")
     return parser
+
+
+def push(folder: Path, repo_id: str, private: bool) -> None:
+    """Upload a converted model, with its processor, code and card, in one commit; publish.py asks the Hub first."""
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    message = "Upload model with eupe-hf"
+    api.upload_folder(
+        repo_id=repo_id, folder_path=folder, commit_message=message, ignore_patterns=[PROJECTOR_FILE, ".*"]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
     parser = make_parser()
     args = parser.parse_args(arguments)
+    if args.private and not args.push_to_hub:
+        parser.error("--private says how to push; it needs --push-to-hub REPO")
     try:
         done = convert(
             args.checkpoint, args.output, args.variant, args.head, args.task, args.layers, args.keep_projectors
         )
+        if args.push_to_hub and done.is_equal:
+            push(args.output, args.push_to_hub, args.private)
+            done.notes.append(f"Pushed model and image processor to {args.push_to_hub}.")
     except OptionError as error:
         parser.error(str(error))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print("\n".join(done.lines()), file=sys.stdout if done.is_equal else sys.stderr)
     return 0 if done.is_equal else 1

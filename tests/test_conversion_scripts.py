@@ -6,7 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from common import (
     requires_shared,
     tiny_config,
 )
+from hub_server import TOKEN, HubServer, hub_environment
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
@@ -46,12 +47,13 @@ class Finished:
     stderr: str
 
 
-def run_process(script: str, *arguments: str | Path) -> Finished:
+def run_process(script: str, *arguments: str | Path, environment: dict[str, str] | None = None) -> Finished:
     """Run a script in a process of its own, which takes some seconds."""
-    source = f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1"}
+    source = f"{ROOT / 'src'}{os.pathsep}{environment.get('PYTHONPATH', '')}"
     process = subprocess.run(
         [sys.executable, ROOT / "conversion" / script, *arguments],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": source},
+        env={**environment, "PYTHONPATH": source},
         capture_output=True,
         text=True,
         timeout=300,
@@ -345,6 +347,7 @@ USAGE = {
         ["--checkpoint", "x", "--against", "y", "--tolerance", "-1"],
         "--tolerance must be 0 or more",
     ),
+    "private without push": (CONVERT, ["--checkpoint", "x", "--output", "y", "--private"], "it needs --push-to-hub"),
     "head without task": (CONVERT, ["--checkpoint", "x", "--output", "y", "--head", "h"], "--head needs --task"),
     "layers without head": (
         CONVERT,
@@ -372,3 +375,43 @@ def test_help_has_an_example_of_itself(run: Run, script: str) -> None:
     assert f"example:\n  python conversion/{script} --checkpoint" in process.stdout
     if script == CONVERT:
         assert all(name in process.stdout for name in VARIANTS)
+
+
+# ---- pushing ----
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
+
+
+def test_push_uploads_model_processor_and_licence(server: HubServer, raw: Path, tmp_path: Path) -> None:
+    environment = hub_environment(server, tmp_path / "home", TOKEN)
+    process = run_process(
+        CONVERT, "--checkpoint", raw, "--output", tmp_path / "ours", "--push-to-hub", "tester/eupe-t", "--private",
+        environment=environment,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines[-2] == "Pushed model and image processor to tester/eupe-t."
+    assert LICENSE in lines[-3]
+    assert lines[-1].startswith("Done: ")
+    files = server.files("tester/eupe-t")
+    code = {f"{name}.py" for name in ("modeling_eupe", "modeling_eupe_vit", "configuration_eupe")}
+    assert set(files) >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", *code}
+    assert len(server.repos["tester/eupe-t"].commits) == 2  # of making the repository, and of all files
+    assert files["model.safetensors"] == (tmp_path / "ours" / "model.safetensors").read_bytes()
+    assert f"license_name: {LICENSE}" in files["README.md"].decode()
+    assert server.repos["tester/eupe-t"].private
+
+
+def test_push_without_a_token_is_one_line_and_code_2(server: HubServer, raw: Path, tmp_path: Path) -> None:
+    environment = hub_environment(server, tmp_path / "home")
+    arguments = ["--checkpoint", raw, "--output", tmp_path / "ours", "--push-to-hub", "tester/eupe-t"]
+    process = run_process(CONVERT, *arguments, environment=environment)
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert "401" in process.stderr
+    assert "Done" not in process.stdout
+    assert load_checkpoint(tmp_path / "ours").variant is VARIANTS["eupe-t"]  # what was converted stays
