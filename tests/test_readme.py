@@ -138,6 +138,7 @@ def commands() -> list[str]:
     return [line for line in lines if line not in ("make demo", "make test")]
 
 
+@pytest.mark.timeout(1500)  # half a hundred processes
 def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer], tmp_path: Path) -> None:
     folder, server = workplace
     assert len(commands()) >= 14
