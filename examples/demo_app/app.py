@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from encoders import Encoder, Photograph, framed, load_encoders, open_photograph, similarity
+from encoders import SIDES, Encoder, Photograph, framed, load_encoders, open_photograph, similarity, whole_patches
 from transformers import logging as transformers_logging
 
 from eupe_hf import VARIANTS
@@ -26,17 +26,10 @@ except ImportError:
     sys.exit("app.py: this needs gradio, which is not installed: pip install 'eupe-hf[demo]'.")
 
 HERE = Path(__file__).resolve().parent
-SIDES = range(128, 1025, 32)  # whole patches of both families
 START = (0.5, 0.3)  # the point that is compared with before the first click, in shares of the sides
 NO_ENCODER = "none"
 PICTURE = {"interactive": False, "buttons": [], "min_width": 280}
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing to fetch
-CSS = (HERE / "style.css").read_text(encoding="utf-8")
-
-
-def whole_patches(size: float) -> int:
-    """The next lower size that the slider has; any number can be typed beside it."""
-    return int(size) // SIDES.step * SIDES.step
 
 
 class App:
@@ -51,8 +44,8 @@ class App:
         self.encoders = encoders
         self.max_heads = max(len(encoder.heads) for encoder in encoders.values())
         # beside this file in a Space, one level up in the repository
-        folder = next(path for path in (HERE / "images", HERE.parent / "images", HERE) if path.is_dir())
-        self.examples = sorted(map(str, folder.glob("*.jpg")))
+        folders = (HERE / "images", HERE.parent / "images")
+        self.examples = sorted(str(path) for folder in folders for path in folder.glob("*.jpg"))
         with gr.Blocks(title="What EUPE sees", analytics_enabled=False, delete_cache=(3600, 86400)) as self.page:
             self._lay_out(size)
             self._connect()
@@ -77,10 +70,7 @@ class App:
             with gr.Column(scale=5):
                 with gr.Row():
                     self.columns = [self._column(f"encoder-{i}", visible=i == 0) for i in range(2)]
-                gr.Markdown(
-                    "Principal components: patches of one colour are alike to that encoder. Each encoder has its own "
-                    "components: colours can't be compared between two."
-                )
+                gr.Markdown("Each encoder has its own principal components: colours can't be compared between two.")
         self.chosen = [first, second]
 
     def _column(self, name: str, visible: bool) -> list[Any]:
@@ -130,7 +120,8 @@ class App:
         """Everything: the photograph with its patch, and a column for each encoder."""
         size = whole_patches(size)
         columns = [self.draw_column(photograph, point, size, name) for name in names]
-        return [self.draw_photograph(photograph, point, size, names[0]), *columns[0], *columns[1]]
+        shown = photograph and framed(photograph, self.encoders[names[0]].see(photograph, size), point)
+        return [shown, *columns[0], *columns[1]]
 
     def click(self, event: gr.SelectData, photograph: Photograph, size: float, *names: str) -> list[Any]:
         """Another point: what depends on it."""
@@ -138,11 +129,7 @@ class App:
         width, height = photograph.picture.size
         point = (event.index[0] / width, event.index[1] / height)
         heats = [self.draw_similarity(photograph, point, size, name) for name in names]
-        return [point, self.draw_photograph(photograph, point, size, names[0]), *heats]
-
-    def draw_photograph(self, photograph: Photograph | None, point: tuple[float, float], size: int, name: str) -> Any:
-        """The photograph, with the patch of the first encoder framed."""
-        return photograph and framed(photograph.picture, self.encoders[name].see(photograph, size), point)
+        return [point, framed(photograph, self.encoders[names[0]].see(photograph, size), point), *heats]
 
     def draw_similarity(self, photograph: Photograph | None, point: tuple[float, float], size: int, name: str) -> Any:
         """The heat map of one encoder."""
@@ -201,7 +188,7 @@ def main() -> None:
         app = App(load_encoders(names, arguments.random, arguments.heads), arguments.size)
         app.page.launch(
             server_port=arguments.port, share=False, ssr_mode=False, run_history=False, footer_links=[],
-            max_file_size="64mb", theme=THEME, css=CSS,
+            max_file_size="64mb", theme=THEME, css_paths=HERE / "style.css",
         )  # fmt: skip
     except (OSError, ValueError) as error:
         hint = " To see the app without weights: --random eupe-t." * (names != arguments.model)

@@ -27,6 +27,7 @@ from eupe_hf.variants import get_variant
 from eupe_hf.visualization import heat_picture, mark_patch, pca_rgb, prediction_picture, rgb_picture, similarity_map
 
 
+SIDES = range(128, 1025, 32)  # of the input, in pixels: whole patches of both families
 MAX_MEGAPIXELS = 64
 SHOWN_SIDE = 512  # the longer side of what the app shows, in pixels
 KEPT_SIGHTS = 12  # of each encoder: what it saw lately
@@ -158,22 +159,29 @@ class Encoder:
         return Sight(self._feature_map, self._milliseconds, components, predictions)
 
 
+def whole_patches(size: float) -> int:
+    """The size of `SIDES` that is next below; any number can be typed beside the slider."""
+    return int(size) // SIDES.step * SIDES.step
+
+
 def patch_at(point: tuple[float, float], feature_map: torch.Tensor) -> tuple[int, int]:
     """Row and column of the patch at a point, which is (x, y) in shares of the picture's sides."""
     rows, columns = feature_map.shape[1:]
     return min(int(point[1] * rows), rows - 1), min(int(point[0] * columns), columns - 1)
 
 
-def framed(picture: Image.Image, sight: Sight, point: tuple[float, float]) -> Image.Image:
-    """A picture with the patch at a point framed."""
+def framed(photograph: Photograph, sight: Sight, point: tuple[float, float]) -> Image.Image:
+    """The photograph with the patch at a point framed."""
     rows, columns = sight.feature_map.shape[1:]
-    return mark_patch(picture, *patch_at(point, sight.feature_map), (rows, columns))
+    return mark_patch(photograph.picture, *patch_at(point, sight.feature_map), (rows, columns))
 
 
 def similarity(photograph: Photograph, sight: Sight, point: tuple[float, float]) -> tuple[Image.Image, float]:
     """Heat map of the cosine similarity of all patches to the one at a point, and the lowest value in it."""
-    values = similarity_map(sight.feature_map, *patch_at(point, sight.feature_map))
-    return framed(heat_picture(values, photograph.picture), sight, point), values.min().item()
+    row, column = patch_at(point, sight.feature_map)
+    values = similarity_map(sight.feature_map, row, column)
+    heat = mark_patch(heat_picture(values, photograph.picture), row, column, (values.shape[0], values.shape[1]))
+    return heat, values.min().item()
 
 
 def load_encoders(names: Sequence[str], random_names: Sequence[str], heads: Sequence[str]) -> dict[str, Encoder]:
