@@ -67,15 +67,15 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
     model, processor = model_and_processor()
     paths, options = find_images([folder]), {"batch_size": 2, "num_workers": 0}
     save_features(model, processor, paths, tmp_path / "whole.safetensors", **options)
-    add, calls = features._Part.add, []
+    encode, calls = features.encode_images, []
 
-    def stop(self: Any, *args: Any) -> None:
+    def stop(*args: Any) -> torch.Tensor:
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        add(self, *args)
+        return encode(*args)
 
-    monkeypatch.setattr(features._Part, "add", stop)
+    monkeypatch.setattr(features, "encode_images", stop)
     with pytest.raises(KeyboardInterrupt):
         save_features(model, processor, paths, tmp_path / "cut.safetensors", **options)
     assert not (tmp_path / "cut.safetensors").exists()

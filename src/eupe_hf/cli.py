@@ -143,7 +143,7 @@ def describe(path: Path) -> dict[str, Any]:
     if fields.get("model_type") == "eupe_llava":
         kind = {"kind": "vision-language model", "language model": fields["text_config"]["model_type"]}
         return {**kind, "image tokens": fields["image_seq_length"]}
-    if path.suffix == ".parquet":
+    if path.suffix == ".parquet" or _holds_features(path):
         return _describe_features(path)
     try:
         checkpoint = load_checkpoint(path)
@@ -172,6 +172,10 @@ def _describe_features(path: Path) -> dict[str, Any]:
     return {"kind": "features", "images": len(found.paths), "width": found.features.shape[-1], "model": found.model}
 
 
+def _holds_features(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.parquet"))
+
+
 @app.command()
 def features(
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
@@ -191,7 +195,7 @@ def features(
     from .features import find_images, save_features
     from .modeling_eupe import EupeModel
 
-    paths = find_images(images)
+    paths = list(map(str, find_images(images)))  # text takes a third of the memory of a Path
     encoder, processor = _load_encoder(EupeModel, model, size)
     transformers_logging.enable_progress_bar()
     done = save_features(encoder, processor, paths, output, batch_size, workers, strict, overwrite)
@@ -206,7 +210,7 @@ def features(
 @app.command()
 def search(
     query: Annotated[Path, typer.Argument(help="An image.")],
-    index: Annotated[Path, typer.Option(help="A file of `eupe features`, or a folder of images.")],
+    index: Annotated[Path, typer.Option(help="A file or folder of features, or a folder of images.")],
     model: Annotated[Optional[str], typer.Option(help="What computes features [default: the index's].")] = None,  # noqa: UP045
     count: Annotated[int, typer.Option(min=1, help="How many images to find.")] = 10,
     as_json: AsJson = False,
@@ -222,7 +226,7 @@ def search(
 
     if not query.is_file():
         raise FileNotFoundError(f"There is no image {query}.")
-    known = None if index.is_dir() else read_features(index)
+    known = None if index.is_dir() and not _holds_features(index) else read_features(index)
     encoder, processor = _load_encoder(EupeModel, model or (known.model if known else "") or "eupe-s", None)
     with TemporaryDirectory() as scratch:
         if known is None:
