@@ -2,11 +2,6 @@
 """Features of many images: the file, runs that are killed and repeated, bad images, search."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -87,54 +82,6 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
     found, expected = (read_features(tmp_path / f"{name}.safetensors") for name in ("cut", "whole"))
     assert found.paths == expected.paths and found.model == expected.model
     assert torch.equal(found.features, expected.features)
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-import torch
-from eupe_hf import EupeConfig, EupeImageProcessorPil, EupeModel, features
-
-features._PART_BATCHES = 2
-torch.manual_seed(0)
-torch.set_num_threads(1)
-model = EupeModel(EupeConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=2)).eval()
-forward = model.forward
-def slow(*args, **kwargs):
-    time.sleep(float(sys.argv[3]))
-    return forward(*args, **kwargs)
-model.forward = slow
-processor = EupeImageProcessorPil(size={"height": 32, "width": 32})
-paths = features.find_images([sys.argv[1]])
-summary = features.save_features(model, processor, paths, sys.argv[2], batch_size=2, num_workers=1)
-print(summary.count, summary.resumed)
-"""
-
-
-def test_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for i in range(40):
-        Image.new("RGB", (20, 20), (i, 2 * i, 3 * i)).save(tmp_path / "images" / f"{i:02d}.png")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "images")]
-    whole = subprocess.run(
-        [*command, str(tmp_path / "whole.parquet"), "0"], check=True, capture_output=True, text=True
-    )
-    assert whole.stdout.split() == ["40", "0"]
-    output, parts = tmp_path / "cut.parquet", tmp_path / ".cut.parquet.parts"
-    for wanted in (2, 5):  # killed twice, each time after so many parts
-        process = subprocess.Popen([*command, str(output), "0.1"], stderr=subprocess.DEVNULL, start_new_session=True)
-        deadline = time.monotonic() + 60
-        while len(list(parts.glob("*.safetensors"))) < wanted and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    rest = subprocess.run([*command, str(output), "0"], check=True, capture_output=True, text=True)
-    count, resumed = map(int, rest.stdout.split())
-    assert count == 40 and 20 <= resumed < 40
-    found, expected = read_features(output), read_features(tmp_path / "whole.parquet")
-    assert found.paths == expected.paths
-    assert torch.equal(found.features, expected.features)
-    assert not parts.exists()
 
 
 def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> None:

@@ -61,16 +61,6 @@ def _tell(values: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
-def _load_encoder(cls: Any, model: str, size: int | None) -> tuple[Any, Any]:
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(model)
-    if size is not None:
-        processor.size, processor.do_center_crop = {"height": size, "width": size}, False
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return cls.from_pretrained(model).eval().to(device), processor
-
-
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """List the six published encoders.
@@ -192,11 +182,10 @@ def features(
 
     Example: eupe features photos/ --output photos.parquet
     """
-    from .features import find_images, save_features
-    from .modeling_eupe import EupeModel
+    from .features import find_images, load_encoder, load_processor, save_features
 
     paths = list(map(str, find_images(images)))  # text takes a third of the memory of a Path
-    encoder, processor = _load_encoder(EupeModel, model, size)
+    encoder, processor = load_encoder(model), load_processor(model, size)
     transformers_logging.enable_progress_bar()
     done = save_features(encoder, processor, paths, output, batch_size, workers, strict, overwrite)
     if done.skipped:
@@ -221,13 +210,13 @@ def search(
     """
     from tempfile import TemporaryDirectory
 
-    from .features import find_images, nearest_images, read_features, save_features
-    from .modeling_eupe import EupeModel
+    from .features import find_images, load_encoder, load_processor, nearest_images, read_features, save_features
 
     if not query.is_file():
         raise FileNotFoundError(f"There is no image {query}.")
     known = None if index.is_dir() and not _holds_features(index) else read_features(index)
-    encoder, processor = _load_encoder(EupeModel, model or (known.model if known else "") or "eupe-s", None)
+    name = model or (known.model if known else "") or "eupe-s"
+    encoder, processor = load_encoder(name), load_processor(name)
     with TemporaryDirectory() as scratch:
         if known is None:
             save_features(encoder, processor, find_images([index]), Path(scratch) / "index.safetensors")

@@ -46,7 +46,7 @@ def feature_table(paths: Sequence[str], features: torch.Tensor, metadata: dict[s
     Args:
         paths: The images.
         features: (N, C), float32.
-        metadata: Goes with the schema; `model` names what computed the features.
+        metadata: What the file says beside them; `model` names what computed the features.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -58,14 +58,19 @@ def feature_table(paths: Sequence[str], features: torch.Tensor, metadata: dict[s
         pyarrow.array(paths, pyarrow.string()),
         pyarrow.ListArray.from_arrays(offsets, features.numpy().ravel()),
     ]
-    return pyarrow.table(columns, schema=feature_schema(metadata))
-
-
-def feature_schema(metadata: dict[str, str] | None = None) -> Any:
-    """The schema of `feature_table`."""
-    pyarrow = require("pyarrow")
     fields = [("path", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float32()))]
-    return pyarrow.schema(fields, metadata)
+    return pyarrow.table(columns, schema=pyarrow.schema(fields, metadata))
+
+
+def write_parquet(
+    file: Path, chunks: Iterable[tuple[Sequence[str], torch.Tensor]], metadata: dict[str, str] | None = None
+) -> None:
+    """Write paths and features, of which the chunks are read one after the other; see `feature_table`."""
+    schema = feature_table([], torch.empty(0, 0), metadata).schema
+    # a dictionary of numbers that hardly ever repeat would cost time and memory
+    with require("pyarrow.parquet").ParquetWriter(file, schema, use_dictionary=False) as writer:
+        for paths, features in chunks:
+            writer.write_table(feature_table(paths, features, metadata))
 
 
 def write_safetensors(
@@ -116,9 +121,7 @@ def join_features(parts: Sequence[Path], file: Path, suffix: str, metadata: dict
         ValueError: See `write_safetensors`.
     """
     if suffix == ".parquet":
-        with require("pyarrow.parquet").ParquetWriter(file, feature_schema(metadata)) as writer:
-            for part in map(read_features, parts):
-                writer.write_table(feature_table(part.paths, part.features, metadata))
+        write_parquet(file, ((part.paths, part.features) for part in map(read_features, parts)), metadata)
         return
     paths = [path for part in parts for path in json.loads(read_metadata(part)["paths"])]
     width = read_features(parts[0]).features.shape[1]
@@ -228,4 +231,4 @@ def nearest_images(index: FeatureFile, query: torch.Tensor, count: int = 10) -> 
     return [(index.paths[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-__all__ = ["FORMATS", "FeatureFile", "feature_table", "nearest_images", "read_features"]
+__all__ = ["FORMATS", "FeatureFile", "feature_table", "nearest_images", "read_features", "write_parquet"]

@@ -20,6 +20,7 @@ from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Dataset
+from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
@@ -34,9 +35,11 @@ from .feature_files import (
     nearest_images,
     read_features,
     read_metadata,
+    write_parquet,
     write_safetensors,
 )
 from .metrics import require
+from .modeling_eupe import EupeModel
 
 
 _PART_BATCHES = 64  # batches of images to a part: what a killed run loses at most
@@ -131,6 +134,25 @@ class ImageReader(Dataset):
             return self.processor(Path(path), return_tensors="pt")["pixel_values"][0]
         except (OSError, ValueError) as error:
             return " ".join(str(error).split())
+
+
+def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
+    """The image processor of a model.
+
+    Args:
+        model: A short name, a Hub id or a folder.
+        size: Squash images to this side in pixels, instead of the model's own.
+    """
+    processor = AutoImageProcessor.from_pretrained(model)
+    if size is not None:
+        processor.size, processor.do_center_crop = {"height": size, "width": size}, False
+    return processor
+
+
+def load_encoder(model: str) -> EupeModel:
+    """An encoder in eval mode, on the accelerator if there is one; `model` as in `load_processor`."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return EupeModel.from_pretrained(model).eval().to(device)
 
 
 def encode_images(model: PreTrainedModel, batch: ImageBatch) -> torch.Tensor:
@@ -347,7 +369,10 @@ __all__ = [
     "encode_images",
     "feature_table",
     "find_images",
+    "load_encoder",
+    "load_processor",
     "nearest_images",
     "read_features",
     "save_features",
+    "write_parquet",
 ]
