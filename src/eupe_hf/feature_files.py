@@ -185,22 +185,21 @@ def _read_file(path: Path) -> FeatureFile:
 
 
 def _read_parquet(path: Path, model: str) -> FeatureFile:
-    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
+    pyarrow, parquet, compute = (require(f"pyarrow{name}") for name in ("", ".parquet", ".compute"))
     try:
-        names = set(parquet.read_schema(path).names)
-        if not {"path", "features"} <= names:
-            raise ValueError(f"{path} has no columns path and features: eupe features writes such files.")
+        schema = parquet.read_schema(path)
+        is_ours = {"path", "features"} <= set(schema.names) and hasattr(schema.field("features").type, "value_type")
+        if not is_ours:
+            raise ValueError(f"{path} has no columns path and features, lists of numbers: eupe features writes such.")
         table = parquet.read_table(path, columns=["path", "features"])
     except (pyarrow.ArrowInvalid, OSError) as error:  # pyarrow's OSErrors of damaged pages do not name the file
         raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from error
     if not table.num_rows:
         return FeatureFile([], torch.empty(0, 0), model)
-    values = [chunk.flatten().to_numpy() for chunk in table["features"].chunks]
-    widths = require("pyarrow.compute").unique(require("pyarrow.compute").list_value_length(table["features"]))
-    if len(widths) != 1 or not widths[0].as_py():
-        raise ValueError(
-            f"The features in {path} have several widths, {widths.to_pylist()}: compute all with one model."
-        )
+    widths = compute.unique(compute.list_value_length(table["features"])).to_pylist()
+    if len(widths) != 1 or not widths[0]:
+        raise ValueError(f"The features in {path} have several widths, {widths}: compute all with one model.")
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["features"].chunks]
     features = torch.from_numpy(np.concatenate(values, dtype=np.float32)).view(table.num_rows, -1)
     return FeatureFile(table["path"].to_pylist(), features, model)
 
