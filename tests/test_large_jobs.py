@@ -44,7 +44,7 @@ def run(*command: str | Path, home: Path) -> subprocess.CompletedProcess:
 
 MEASURED = """
 import json, sys
-import psutil, pyarrow.parquet, torch
+import psutil, torch
 from eupe_hf import EupeConfig, EupeImageProcessorPil, EupeModel, features
 
 torch.manual_seed(0)
@@ -60,6 +60,8 @@ def sampled(pixel_values):
 
 model.forward = sampled
 paths = list(map(str, features.find_images([sys.argv[1]])))
+features.save_features(model, processor, paths[:64], sys.argv[3], num_workers=2)
+samples.clear()  # what the first call loads and keeps, as Arrow's buffers, is not what grows
 features.save_features(model, processor, paths, sys.argv[2], num_workers=2)
 print(json.dumps({"samples": samples, "after": process.memory_info().rss}))
 """
@@ -68,7 +70,7 @@ print(json.dumps({"samples": samples, "after": process.memory_info().rss}))
 def grown(tmp_path: Path, count: int, early: int, suffix: str) -> tuple[float, float]:
     """Megabytes by which main process and largest worker grow over a run, from their peaks in its early images on."""
     images = make_images(tmp_path / "images", count)
-    result = run("-c", MEASURED, images, tmp_path / f"out{suffix}", home=tmp_path)
+    result = run("-c", MEASURED, images, tmp_path / f"out{suffix}", tmp_path / f"warm{suffix}", home=tmp_path)
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
     counts, mains, workers = zip(*told["samples"], strict=True)

@@ -8,7 +8,8 @@ Both sides run the encoder with the same number of torch threads, by default one
 tensors in memory; `save_features` starts loader workers, which compete for the same cores, reads the files, ends
 those, computes, and writes its file. Images are taken in blocks: each round times bare pass, `save_features`,
 bare pass again on its block and gives a ratio, so what else the machine does meanwhile weighs on both. Printed are the
-medians over the rounds, and the bare pass against itself, the band of noise. 1.00 means that reading costs nothing.
+medians over the rounds, and the bare pass against itself, the band of noise. 1.00: reading costs nothing. That each
+block is a run of its own, with start and end, makes the figure a little worse than that of one long run.
 """
 
 import argparse
