@@ -1,12 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Features of many images: the file, runs that are killed and repeated, bad images, search."""
+"""Features of many images: the file, runs that are stopped and repeated, bad images, search."""
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import torch
 from common import FAMILIES, tiny_config
 from PIL import Image
 
-from eupe_hf import EupeImageProcessorPil, EupeModel, features
+from eupe_hf import EupeImageProcessorPil, EupeModel, feature_files, features
 from eupe_hf.features import FeatureFile, find_images, nearest_images, read_features, save_features
 
 
@@ -67,15 +63,15 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
     model, processor = model_and_processor()
     paths, options = find_images([folder]), {"batch_size": 2, "num_workers": 0}
     save_features(model, processor, paths, tmp_path / "whole.safetensors", **options)
-    add, calls = features._Part.add, []
+    encode, calls = features.encode_images, []
 
-    def stop(self: Any, *args: Any) -> None:
+    def stop(*args: Any) -> torch.Tensor:
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        add(self, *args)
+        return encode(*args)
 
-    monkeypatch.setattr(features._Part, "add", stop)
+    monkeypatch.setattr(features, "encode_images", stop)
     with pytest.raises(KeyboardInterrupt):
         save_features(model, processor, paths, tmp_path / "cut.safetensors", **options)
     assert not (tmp_path / "cut.safetensors").exists()
@@ -87,54 +83,6 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
     found, expected = (read_features(tmp_path / f"{name}.safetensors") for name in ("cut", "whole"))
     assert found.paths == expected.paths and found.model == expected.model
     assert torch.equal(found.features, expected.features)
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-import torch
-from eupe_hf import EupeConfig, EupeImageProcessorPil, EupeModel, features
-
-features._PART_BATCHES = 2
-torch.manual_seed(0)
-torch.set_num_threads(1)
-model = EupeModel(EupeConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=2)).eval()
-forward = model.forward
-def slow(*args, **kwargs):
-    time.sleep(float(sys.argv[3]))
-    return forward(*args, **kwargs)
-model.forward = slow
-processor = EupeImageProcessorPil(size={"height": 32, "width": 32})
-paths = features.find_images([sys.argv[1]])
-summary = features.save_features(model, processor, paths, sys.argv[2], batch_size=2, num_workers=1)
-print(summary.count, summary.resumed)
-"""
-
-
-def test_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for i in range(40):
-        Image.new("RGB", (20, 20), (i, 2 * i, 3 * i)).save(tmp_path / "images" / f"{i:02d}.png")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "images")]
-    whole = subprocess.run(
-        [*command, str(tmp_path / "whole.parquet"), "0"], check=True, capture_output=True, text=True
-    )
-    assert whole.stdout.split() == ["40", "0"]
-    output, parts = tmp_path / "cut.parquet", tmp_path / ".cut.parquet.parts"
-    for wanted in (2, 5):  # killed twice, each time after so many parts
-        process = subprocess.Popen([*command, str(output), "0.1"], stderr=subprocess.DEVNULL, start_new_session=True)
-        deadline = time.monotonic() + 60
-        while len(list(parts.glob("*.safetensors"))) < wanted and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    rest = subprocess.run([*command, str(output), "0"], check=True, capture_output=True, text=True)
-    count, resumed = map(int, rest.stdout.split())
-    assert count == 40 and 20 <= resumed < 40
-    found, expected = read_features(output), read_features(tmp_path / "whole.parquet")
-    assert found.paths == expected.paths
-    assert torch.equal(found.features, expected.features)
-    assert not parts.exists()
 
 
 def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> None:
@@ -164,13 +112,66 @@ def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> 
         read_features(tmp_path / "model" / "model.safetensors")
 
 
-def test_all_images_bad_gives_an_empty_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("suffix", features.FORMATS)
+def test_all_images_bad_gives_an_empty_file(tmp_path: Path, suffix: str, family: str) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
-    model, processor = model_and_processor()
-    summary = save_features(model, processor, [tmp_path / "bad.png"], tmp_path / "out.safetensors", num_workers=0)
+    model, processor = model_and_processor(family)
+    summary = save_features(model, processor, [tmp_path / "bad.png"], tmp_path / f"out{suffix}", num_workers=0)
     assert summary.count == 0 and len(summary.skipped) == 1
-    found = read_features(tmp_path / "out.safetensors")
-    assert found.paths == [] and found.features.shape == (0, model.config.hidden_size)
+    found = read_features(tmp_path / f"out{suffix}")
+    assert found.paths == [] and len(found.features) == 0
+    with pytest.raises(ValueError, match="The index holds no images"):
+        nearest_images(found, torch.zeros(model.config.hidden_size))
+
+
+def test_image_that_is_named_twice_counts_once(folder: Path, tmp_path: Path) -> None:
+    model, processor = model_and_processor()
+    paths = [folder / "b" / "0.png", folder / "b" / "2.png", str(folder / "b" / "." / "0.png")]
+    for batch_size in (1, 3):
+        output = tmp_path / f"{batch_size}.safetensors"
+        assert save_features(model, processor, paths, output, batch_size, num_workers=0).count == 2
+        assert [Path(path).name for path in read_features(output).paths] == ["0.png", "2.png"]
+
+
+def test_other_weights_of_the_same_name_are_another_job(folder: Path, tmp_path: Path) -> None:
+    model, processor = model_and_processor()
+    save_features(model, processor, find_images([folder]), tmp_path / "out.safetensors", num_workers=0)
+    with torch.no_grad():
+        model.norm.weight[0] += 1  # the last of all tensors
+    with pytest.raises(ValueError, match="other images or another model"):
+        save_features(model, processor, find_images([folder]), tmp_path / "out.safetensors", num_workers=0)
+
+
+def test_paths_that_a_format_cannot_hold_are_refused_before_anything_is_computed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = model_and_processor()
+    foreign = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    Image.new("RGB", (20, 20)).save(foreign)
+    with pytest.raises(ValueError, match=r"udce9\.png' is not UTF-8, as \.parquet needs"):
+        save_features(model, processor, [foreign], tmp_path / "out.parquet", num_workers=0)
+    save_features(model, processor, [foreign], tmp_path / "out.safetensors", num_workers=0)
+    assert read_features(tmp_path / "out.safetensors").paths == [str(foreign)]
+    monkeypatch.setattr(feature_files, "_LARGEST_HEADER", 200)
+    with pytest.raises(ValueError, match=r"can't hold the paths of 7 images: choose \.parquet"):
+        save_features(model, processor, find_images([folder / "a", folder / "b"]), tmp_path / "many.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "out.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (["a", "b"], "has no columns path and features, lists of numbers"),
+        ([[1.0], [1.0, 2.0]], "several widths"),
+        ([[1.0], None], "several widths"),
+    ],
+)
+def test_foreign_parquet_is_refused(tmp_path: Path, column: list, words: str) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"path": ["x", "y"], "features": column}), tmp_path / "foreign.parquet")
+    with pytest.raises(ValueError, match=words):
+        read_features(tmp_path / "foreign.parquet")
 
 
 def test_nearest_images_are_the_most_similar() -> None:

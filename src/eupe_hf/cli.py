@@ -70,16 +70,6 @@ def _tell(values: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
-def _load_encoder(cls: Any, model: str, size: int | None) -> tuple[Any, Any]:
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(model)
-    if size is not None:
-        processor.size, processor.do_center_crop = {"height": size, "width": size}, False
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return cls.from_pretrained(model).eval().to(device), processor
-
-
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """List the six published encoders.
@@ -152,7 +142,7 @@ def describe(path: Path) -> dict[str, Any]:
     if fields.get("model_type") == "eupe_llava":
         kind = {"kind": "vision-language model", "language model": fields["text_config"]["model_type"]}
         return {**kind, "image tokens": fields["image_seq_length"]}
-    if path.suffix == ".parquet":
+    if path.suffix == ".parquet" or _holds_features(path):
         return _describe_features(path)
     try:
         checkpoint = load_checkpoint(path)
@@ -179,6 +169,10 @@ def _describe_features(path: Path) -> dict[str, Any]:
 
     found = read_features(path)
     return {"kind": "features", "images": len(found.paths), "width": found.features.shape[-1], "model": found.model}
+
+
+def _holds_features(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.parquet"))
 
 
 @app.command()
@@ -267,11 +261,10 @@ def features(
 
     Example: eupe features photos/ --output photos.parquet
     """
-    from .features import find_images, save_features
-    from .modeling_eupe import EupeModel
+    from .features import find_images, load_encoder, load_processor, save_features
 
-    paths = find_images(images)
-    encoder, processor = _load_encoder(EupeModel, model, size)
+    paths = list(map(str, find_images(images)))  # text takes a third of the memory of a Path
+    encoder, processor = load_encoder(model), load_processor(model, size)
     transformers_logging.enable_progress_bar()
     done = save_features(encoder, processor, paths, output, batch_size, workers, strict, overwrite)
     if done.skipped:
@@ -285,7 +278,7 @@ def features(
 @app.command()
 def search(
     query: Annotated[Path, typer.Argument(help="An image.")],
-    index: Annotated[Path, typer.Option(help="A file of `eupe features`, or a folder of images.")],
+    index: Annotated[Path, typer.Option(help="A file or folder of features, or a folder of images.")],
     model: Annotated[Optional[str], typer.Option(help="What computes features [default: the index's].")] = None,  # noqa: UP045
     count: Annotated[int, typer.Option(min=1, help="How many images to find.")] = 10,
     as_json: AsJson = False,
@@ -296,13 +289,13 @@ def search(
     """
     from tempfile import TemporaryDirectory
 
-    from .features import find_images, nearest_images, read_features, save_features
-    from .modeling_eupe import EupeModel
+    from .features import find_images, load_encoder, load_processor, nearest_images, read_features, save_features
 
     if not query.is_file():
         raise FileNotFoundError(f"There is no image {query}.")
-    known = None if index.is_dir() else read_features(index)
-    encoder, processor = _load_encoder(EupeModel, model or (known.model if known else "") or "eupe-s", None)
+    known = None if index.is_dir() and not _holds_features(index) else read_features(index)
+    name = model or (known.model if known else "") or "eupe-s"
+    encoder, processor = load_encoder(name), load_processor(name)
     with TemporaryDirectory() as scratch:
         if known is None:
             save_features(encoder, processor, find_images([index]), Path(scratch) / "index.safetensors")

@@ -10,41 +10,40 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from filelock import Timeout
+from huggingface_hub.utils import WeakFileLock
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .checkpoints import staged_file
+from .feature_files import (
+    FORMATS,
+    FeatureFile,
+    feature_table,
+    fits_safetensors,
+    join_features,
+    nearest_images,
+    read_features,
+    read_metadata,
+    write_parquet,
+    write_safetensors,
+)
 from .metrics import require
+from .modeling_eupe import EupeModel
 
 
-FORMATS = (".safetensors", ".parquet")
 _PART_BATCHES = 64  # batches of images to a part: what a killed run loses at most
-
-
-@dataclass(frozen=True)
-class FeatureFile:
-    """Features of images, as `read_features` gives them.
-
-    Args:
-        paths: The images, as they were named when the file was made.
-        features: (N, C), float32, not normalised, in the order of `paths`.
-        model: What computed them: a short name, a Hub id or a folder.
-    """
-
-    paths: list[str]
-    features: torch.Tensor
-    model: str
+_LOCK_SECONDS = 10.0  # processes that read images outlive a killed run by some seconds, and may hold its lock
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,20 @@ class FeatureSummary:
     count: int
     skipped: dict[str, str]
     resumed: int
+
+
+class ImageBatch(NamedTuple):
+    """Images as a model takes them.
+
+    Attributes:
+        paths: The images that could be read.
+        pixel_values: Those, (N, 3, H, W); a list of (3, H, W) where they differ in size, or there are none.
+        skipped: Why, by path, for the others.
+    """
+
+    paths: list[str]
+    pixel_values: torch.Tensor | list[torch.Tensor]
+    skipped: dict[str, str]
 
 
 def find_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
@@ -90,20 +103,75 @@ def find_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
     return list(found)
 
 
-class _Images(Dataset):
-    """Pictures as the model takes them, or the reason why one can't be read."""
+class ImageReader(Dataset):
+    """Image files as a model takes them, a batch at a time; what engines for large jobs call in their processes.
 
-    def __init__(self, paths: Sequence[Path], processor: BaseImageProcessor):
-        self.paths, self.processor = paths, processor
+    It holds no list of files: each process that reads would in time have a copy of it.
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    Args:
+        processor: The model's image processor.
+    """
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | str]:
+    def __init__(self, processor: BaseImageProcessor):
+        self.processor = processor
+
+    def __getitem__(self, paths: Sequence[str]) -> ImageBatch:
+        """Read the files at these paths; those that can't be read are told in `skipped`."""
+        pictures: dict[str, torch.Tensor] = {}
+        skipped: dict[str, str] = {}
+        for path in paths:
+            picture = self._read(path)
+            if isinstance(picture, str):
+                skipped[path] = picture
+            else:
+                pictures[path] = picture
+        images = list(pictures.values())
+        is_stack = len({image.shape for image in images}) == 1
+        return ImageBatch(list(pictures), torch.stack(images) if is_stack else images, skipped)
+
+    def _read(self, path: str) -> torch.Tensor | str:
         try:
-            return index, self.processor(self.paths[index], return_tensors="pt")["pixel_values"][0]
+            return self.processor(Path(path), return_tensors="pt")["pixel_values"][0]
         except (OSError, ValueError) as error:
-            return index, " ".join(str(error).split())
+            return " ".join(str(error).split())
+
+
+def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
+    """The image processor of a model.
+
+    Args:
+        model: A short name, a Hub id or a folder.
+        size: Squash images to this side in pixels, instead of the model's own.
+    """
+    processor = AutoImageProcessor.from_pretrained(model)
+    if size is not None:
+        processor.size, processor.do_center_crop = {"height": size, "width": size}, False
+    return processor
+
+
+def load_encoder(model: str) -> EupeModel:
+    """An encoder in eval mode, on the accelerator if there is one; `model` as in `load_processor`."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return EupeModel.from_pretrained(model).eval().to(device)
+
+
+def encode_images(model: PreTrainedModel, batch: ImageBatch) -> torch.Tensor:
+    """The global features of the images of a batch: (N, C), float32, on the CPU, not normalised.
+
+    Args:
+        model: A model with `pooler_output`, for example `EupeModel`, in eval mode.
+        batch: From `ImageReader`.
+
+    Raises:
+        ValueError: The images differ in size.
+    """
+    if not batch.paths:
+        return torch.empty(0, model.config.hidden_size)
+    if not isinstance(batch.pixel_values, torch.Tensor):
+        shapes = sorted({tuple(image.shape) for image in batch.pixel_values})
+        raise ValueError(f"The processor makes images of several sizes, {shapes}: give a height and width.")
+    with torch.inference_mode():
+        return model(batch.pixel_values.to(model.device, model.dtype)).pooler_output.float().cpu()
 
 
 def save_features(
@@ -119,15 +187,14 @@ def save_features(
     """Compute the global feature of each image and write one file; see the top of this module.
 
     A run that is repeated with the same arguments goes on where the last one was stopped, and gives the same file as
-    one that was not. Memory does not grow with the number of images, but for the last step with `.safetensors`, which
-    holds all features once (1.5 GB for a million of eupe-s).
+    one that was not. Memory grows with the number of images by their paths alone.
 
     Args:
         model: A model with `pooler_output`, for example `EupeModel`, in eval mode and on the device to use.
         processor: Its image processor, which must make images of one size.
-        paths: The images.
-        output: A `.safetensors` file (tensor `features`, paths in the metadata) or a `.parquet` one (columns `path`
-            and `features`; needs pyarrow, which comes with datasets).
+        paths: The images; one that is named again counts once.
+        output: A `.safetensors` file (tensor `features`, paths in the metadata, of which a file takes about a million)
+            or a `.parquet` one (columns `path` and `features`; needs pyarrow, which comes with datasets).
         batch_size: Images per forward pass.
         num_workers: Processes that read images.
         strict: An image that can't be read is an error, instead of being left out and counted.
@@ -138,201 +205,174 @@ def save_features(
 
     Raises:
         ImportError: `.parquet` without pyarrow.
-        ValueError: Another extension, an output of other images or another model, or images of several sizes; with
-            `strict` an unreadable image.
+        OSError: Something can't be written, for example because the disk is full: mend it and repeat the run.
+        ValueError: Another extension, an output of other images or another model or of a run that is going on, paths
+            that the format can't hold, or images of several sizes; with `strict` an unreadable image.
     """
-    output, files = Path(output), [Path(path) for path in paths]
+    output, files = Path(output), list(dict.fromkeys(os.fspath(Path(path)) for path in paths))
+    _check_output(output, files)
+    job = _describe(model, processor, files, batch_size)
+    size = batch_size * _PART_BATCHES
+    with _working_folder(output) as parts:
+        if overwrite:
+            output.unlink(missing_ok=True)
+            _discard(parts)
+        if output.exists():
+            metadata = read_metadata(output)
+            if metadata.get("job") != job["digest"]:
+                raise ValueError(
+                    f"{output} holds features of other images or another model: choose another, or overwrite."
+                )
+            resumed, skipped = len(files), json.loads(metadata["skipped"])
+        else:
+            resumed = _open_parts(parts, job, output) * size
+            batches = BatchSampler(files[resumed:], batch_size, drop_last=False)
+            loader: Any = DataLoader(ImageReader(processor), batch_size=None, sampler=batches, num_workers=num_workers)
+            total, done = -(-len(files) // batch_size), resumed // batch_size
+            # the iterator: tqdm would make one of its own when it is built, and with it a second set of workers
+            progress = logging.tqdm(iter(loader), initial=done, total=total, desc="features")
+            _compute_parts(model, progress, parts, range(done, total), strict)
+            skipped = _join(parts, output, job)
+        _discard(parts)
+    return FeatureSummary(len(files) - len(skipped), skipped, min(resumed, len(files)))
+
+
+def _check_output(output: Path, files: Sequence[str]) -> None:
+    if not files:
+        raise ValueError("There are no images to compute features of: give some paths.")
     if output.suffix not in FORMATS:
         raise ValueError(f"The output must end in {' or '.join(FORMATS)}, got {output.name}.")
+    if output.is_dir():
+        raise ValueError(f"The output {output} is a folder: give a file name, for example {output}/features.parquet.")
     if output.suffix == ".parquet":
         require("pyarrow")
-    job = _describe(model, processor, files, batch_size)
-    parts = output.with_name(f".{output.name}.parts")
-    if overwrite:
-        output.unlink(missing_ok=True)
-        shutil.rmtree(parts, ignore_errors=True)
-    if output.exists():
-        if _metadata(output).get("job") != job["digest"]:
-            raise ValueError(
-                f"{output} holds features of other images or another model: choose another, or overwrite."
-            )
-        shutil.rmtree(parts, ignore_errors=True)
-        skipped = json.loads(_metadata(output)["skipped"])
-        return FeatureSummary(len(files) - len(skipped), skipped, len(files))
-    resumed = _open_parts(parts, job, output)
-    size = batch_size * _PART_BATCHES
-    todo = files[resumed * size :]
-    loader: Any = DataLoader(_Images(todo, processor), batch_size, num_workers=num_workers, collate_fn=list)
-    progress = logging.tqdm(
-        loader, initial=resumed * _PART_BATCHES, total=-(-len(files) // batch_size), desc="features"
-    )
-    part = _Part()
-    for number, rows in enumerate(progress, start=1):
-        part.add(model, rows, todo, strict)
-        if number % _PART_BATCHES == 0 or number == len(loader):
-            part.save(parts / f"{resumed + (number - 1) // _PART_BATCHES:06d}.safetensors", model)
-            part = _Part()
-    skipped = _join(parts, output, {"job": job["digest"], "model": job["model"]})
-    shutil.rmtree(parts)
-    return FeatureSummary(len(files) - len(skipped), skipped, min(resumed * size, len(files)))
+        foreign = [file for file in files if not _is_utf8(file)]
+        if foreign:
+            raise ValueError(f"{foreign[0]!r} is not UTF-8, as .parquet needs: rename it, or choose .safetensors.")
+    elif not fits_safetensors(files):
+        raise ValueError(f"A .safetensors file can't hold the paths of {len(files)} images: choose .parquet.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, as Python keeps them
+        return False
+    return True
 
 
 def _describe(
-    model: PreTrainedModel, processor: BaseImageProcessor, files: Sequence[Path], batch_size: int
+    model: PreTrainedModel, processor: BaseImageProcessor, files: Sequence[str], batch_size: int
 ) -> dict[str, str]:
     """What a run computes; two runs with the same digest give the same file."""
-    what = {
-        "model": model.name_or_path or type(model).__name__,
-        "weights": hashlib.sha256(next(model.parameters()).detach().float().cpu().numpy().tobytes()).hexdigest(),
-        "dtype": str(model.dtype),
-        "processor": processor.to_json_string(),
-        "batch_size": batch_size,
-        "files": [[os.fspath(file), file.stat().st_size] for file in files],
-    }
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    return {"digest": digest, "model": str(what["model"])}
+    name = str(model.name_or_path or type(model).__name__)
+    digest = hashlib.sha256(json.dumps([name, str(model.dtype), processor.to_json_string(), batch_size]).encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy())
+    for file in files:
+        digest.update(json.dumps([file, Path(file).stat().st_size]).encode())
+    return {"digest": digest.hexdigest(), "model": name}
+
+
+@contextmanager
+def _working_folder(output: Path) -> Iterator[Path]:
+    """The hidden folder beside the output, for this run alone; it stays where there is something to go on with."""
+    parts, lock = (output.with_name(f".{output.name}.{kind}") for kind in ("parts", "lock"))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock, timeout=_LOCK_SECONDS):
+            try:
+                parts.mkdir(exist_ok=True)
+                yield parts
+            finally:
+                if not (parts / "job.json").is_file():
+                    shutil.rmtree(parts, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise ValueError(f"Another run is writing {output}: wait for its end, or choose another output.") from error
+    except OSError as error:
+        raise OSError(f"{output} is not finished: {error}. Mend that and repeat the run, it will go on.") from error
+
+
+def _discard(parts: Path) -> None:
+    """Give up the parts. Without the note they count for nothing, also if this is the last thing that a run does."""
+    (parts / "job.json").unlink(missing_ok=True)
 
 
 def _open_parts(parts: Path, job: dict[str, str], output: Path) -> int:
-    """The number of parts that an earlier run of the same job has written."""
+    """The number of parts that an earlier run of the same job has written; whatever else it left is removed."""
     note = parts / "job.json"
-    if not note.is_file():
-        shutil.rmtree(parts, ignore_errors=True)  # stopped before anything was computed
-        parts.mkdir(parents=True)
-        with staged_file(note) as file:
-            file.write_text(json.dumps(job), encoding="utf-8")
-    elif json.loads(note.read_text(encoding="utf-8")) != job:
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != job:
         raise ValueError(
             f"A run for {output} was stopped that had other images, another model or another batch size: repeat it as "
             "it was, or overwrite what it left."
         )
-    for stray in parts.glob(".*.part"):  # being written when the run was killed
-        stray.unlink()
-    return len(list(parts.glob("*.safetensors")))
+    count = 0
+    while note.is_file() and _is_whole(_part_file(parts, count)):
+        count += 1
+    whole = {_part_file(parts, number).name for number in range(count)}
+    for stray in parts.iterdir():
+        if stray.name not in {*whole, note.name}:
+            stray.unlink()
+    with staged_file(note) as file:
+        file.write_text(json.dumps(job), encoding="utf-8")
+    return count
 
 
-class _Part:
-    """Some thousand images' features."""
-
-    def __init__(self) -> None:
-        self.features: list[torch.Tensor] = []
-        self.paths: list[str] = []
-        self.skipped: dict[str, str] = {}
-
-    def add(self, model: PreTrainedModel, rows: list[tuple[int, Any]], files: Sequence[Path], strict: bool) -> None:
-        pictures = {os.fspath(files[i]): picture for i, picture in rows if isinstance(picture, torch.Tensor)}
-        skipped = {os.fspath(files[i]): reason for i, reason in rows if isinstance(reason, str)}
-        if skipped and strict:
-            raise ValueError(next(iter(skipped.values())))
-        self.skipped.update(skipped)
-        if not pictures:
-            return
-        if len(shapes := {tuple(picture.shape) for picture in pictures.values()}) > 1:
-            raise ValueError(
-                f"The processor makes images of several sizes, {sorted(shapes)}: give a height and width."
-            )
-        pixel_values = torch.stack(list(pictures.values())).to(model.device, model.dtype)
-        with torch.inference_mode():
-            self.features.append(model(pixel_values).pooler_output.float().cpu())
-        self.paths.extend(pictures)
-
-    def save(self, path: Path, model: PreTrainedModel) -> None:
-        features = torch.cat(self.features) if self.features else torch.empty(0, model.config.hidden_size)
-        metadata = {"paths": json.dumps(self.paths), "skipped": json.dumps(self.skipped)}
-        with staged_file(path) as file:
-            save_file({"features": features}, file, metadata=metadata)
+def _part_file(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.safetensors"
 
 
-def _read_parts(parts: Path) -> Iterator[tuple[list[str], torch.Tensor, dict[str, str]]]:
-    for path in sorted(parts.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as part:
-            metadata = part.metadata()
-            yield json.loads(metadata["paths"]), part.get_tensor("features"), json.loads(metadata["skipped"])
+def _is_whole(part: Path) -> bool:
+    try:
+        return "skipped" in read_metadata(part)
+    except (FileNotFoundError, ValueError):  # not there, or damaged, as after a power failure
+        return False
 
 
-def _join(parts: Path, output: Path, metadata: dict[str, str]) -> dict[str, str]:
+def _compute_parts(
+    model: PreTrainedModel, loader: Iterator[ImageBatch], parts: Path, numbers: range, strict: bool
+) -> None:
+    """Compute features batch by batch, and write a part when there are enough, or no more."""
+    paths: list[str] = []
+    features: list[torch.Tensor] = []
+    skipped: dict[str, str] = {}
+    for number, batch in zip(numbers, loader, strict=True):
+        if batch.skipped and strict:
+            raise ValueError(next(iter(batch.skipped.values())))
+        features.append(encode_images(model, batch))
+        paths += batch.paths
+        skipped |= batch.skipped
+        if (number + 1) % _PART_BATCHES == 0 or number == numbers[-1]:
+            with staged_file(_part_file(parts, number // _PART_BATCHES)) as file:
+                metadata = {"skipped": json.dumps(skipped)}
+                write_safetensors(file, paths, features[0].shape[1], features, metadata)
+            paths, features, skipped = [], [], {}
+
+
+def _join(parts: Path, output: Path, job: dict[str, str]) -> dict[str, str]:
     """Make the file of its parts; gives the images that were left out."""
-    skipped = {path: reason for _, _, left_out in _read_parts(parts) for path, reason in left_out.items()}
-    metadata = {**metadata, "skipped": json.dumps(skipped)}
-    with staged_file(output) as file:
-        if output.suffix == ".parquet":
-            _write_parquet(parts, file, metadata)
-        else:
-            read = [(paths, features) for paths, features, _ in _read_parts(parts)]
-            paths = json.dumps([path for part, _ in read for path in part])
-            save_file({"features": torch.cat([part for _, part in read])}, file, metadata={**metadata, "paths": paths})
+    files, joined = sorted(parts.glob("*.safetensors")), parts / "joined"
+    skipped = {path: why for part in files for path, why in json.loads(read_metadata(part)["skipped"]).items()}
+    metadata = {"job": job["digest"], "model": job["model"], "skipped": json.dumps(skipped)}
+    join_features(files, joined, output.suffix, metadata)
+    joined.replace(output)
     return skipped
 
 
-def _write_parquet(parts: Path, file: Path, metadata: dict[str, str]) -> None:
-    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
-    schema = pyarrow.schema([("path", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float32()))], metadata)
-    with parquet.ParquetWriter(file, schema) as writer:
-        for paths, features, _ in _read_parts(parts):
-            columns = [pyarrow.array(paths, pyarrow.string()), pyarrow.array(list(features.numpy()), schema.types[1])]
-            writer.write_table(pyarrow.table(columns, schema=schema))
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix == ".parquet":
-        found = require("pyarrow.parquet").read_schema(path).metadata or {}
-        return {key.decode(): value.decode() for key, value in found.items()}
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
-
-
-def read_features(path: str | os.PathLike) -> FeatureFile:
-    """Read a file that `save_features` wrote.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ImportError: `.parquet` without pyarrow.
-        ValueError: It is no file of features.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    if path.suffix == ".parquet":
-        parquet = require("pyarrow.parquet")
-        table = parquet.read_table(path)
-        if not {"path", "features"} <= set(table.column_names):
-            raise ValueError(f"{path} has no columns path and features: eupe features writes such files.")
-        metadata, paths = _metadata(path), table["path"].to_pylist()
-        values = table["features"].combine_chunks()
-        features = torch.from_numpy(values.flatten().to_numpy().copy()).view(len(paths), -1)
-        return FeatureFile(paths, features, metadata.get("model", ""))
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "paths" not in metadata or "features" not in set(file.keys()):
-                raise ValueError(f"{path} holds no features with paths: eupe features writes such files.")
-            return FeatureFile(json.loads(metadata["paths"]), file.get_tensor("features"), metadata.get("model", ""))
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a .safetensors file: {error}") from error
-
-
-def nearest_images(index: FeatureFile, query: torch.Tensor, count: int = 10) -> list[tuple[str, float]]:
-    """Images whose global features are most similar to one.
-
-    Args:
-        index: Features of the images to look through.
-        query: (C,), by the same model.
-        count: How many at most.
-
-    Returns:
-        Paths with their cosine similarities, the most similar first.
-
-    Raises:
-        ValueError: The widths differ.
-    """
-    if query.shape != index.features.shape[1:]:
-        raise ValueError(
-            f"The query has the shape {tuple(query.shape)}, a feature of the index {tuple(index.features.shape[1:])}: "
-            f"compute both with one model, {index.model or 'the same'}."
-        )
-    similarity = functional.cosine_similarity(index.features, query[None].float().cpu())
-    best = similarity.topk(min(count, len(similarity)))
-    return [(index.paths[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-__all__ = ["FeatureFile", "FeatureSummary", "find_images", "nearest_images", "read_features", "save_features"]
+__all__ = [
+    "FORMATS",
+    "FeatureFile",
+    "FeatureSummary",
+    "ImageBatch",
+    "ImageReader",
+    "encode_images",
+    "feature_table",
+    "find_images",
+    "load_encoder",
+    "load_processor",
+    "nearest_images",
+    "read_features",
+    "save_features",
+    "write_parquet",
+]
