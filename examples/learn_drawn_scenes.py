@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from eupe_hf import EupeConfig, EupeForMultiTask, EupeImageProcessor, EupeMultiTaskConfig
 from eupe_hf.evaluation import ClassificationMetrics, DepthMetrics, SegmentationMetrics, average_precision
-from eupe_hf.visualization import pca_rgb, prediction_picture, rgb_picture, side_by_side
+from eupe_hf.visualization import prediction_picture, side_by_side
 
 
 SIDE = 96  # pixels
@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("my-scenes"), help="folder for the model and pictures")
     parser.add_argument("--steps", type=int, default=1500, help="batches of 16 scenes (default: 1500)")
-    parser.add_argument("--backbone", choices=("vit", "convnext"), default="vit", help="family (default: vit)")
+    parser.add_argument("--backbone", choices=("convnext", "vit"), default="convnext", help="(default: convnext)")
     arguments = parser.parse_args()
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
@@ -175,20 +175,17 @@ def measure(model: EupeForMultiTask, processor: EupeImageProcessor, count: int =
 
 @torch.inference_mode()
 def draw_results(model: EupeForMultiTask, processor: EupeImageProcessor, folder: Path, count: int = 3) -> None:
-    """Pictures of new scenes: the scene, then components of the features, parts, depth and boxes, from one pass."""
+    """Pictures of new scenes: the scene, then count, parts, depth and boxes, from one pass."""
     pictures, _ = draw_batch(np.random.default_rng(2), count)
     for i, picture in enumerate(pictures, start=1):
-        inputs = processor(picture, return_tensors="pt")
-        predictions = model(**inputs).predictions
+        predictions = model(**processor(picture, return_tensors="pt")).predictions
         large = picture.resize((256, 256), Image.Resampling.NEAREST)
-        finer = processor(picture, size={"height": 2 * SIDE, "width": 2 * SIDE}, return_tensors="pt")
-        components = rgb_picture(pca_rgb(model.eupe(**finer).feature_maps[-1])[0], large.size)
         drawn = [
             prediction_picture(predictions[name], large, processor, model.config.head_config(name))
             for name in ("count", "parts", "depth", "objects")
         ]
         picture.save(folder / f"scene-{i}.png")
-        side_by_side([large, components, *drawn]).save(folder / f"results-{i}.png")
+        side_by_side([large, *drawn]).save(folder / f"results-{i}.png")
         print(f"Saved {folder / f'results-{i}.png'}")
 
 

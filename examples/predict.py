@@ -52,7 +52,7 @@ def main() -> None:
         for path in arguments.image:
             for saved in predict.save_pictures(path, arguments.output):
                 print(f"Saved {saved}")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"predict.py: {error}")
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from common import (
@@ -31,11 +32,13 @@ from eupe_hf import (
     EupeForImageClassification,
     EupeForMultiTask,
     EupeForSegmentation,
+    EupeImageProcessor,
     EupeModel,
     cli,
     conversion,
 )
 from eupe_hf.checkpoints import Checkpoint, load_checkpoint, read_state_dict
+from eupe_hf.lora import lora_config
 
 
 PHOTOS = ROOT / "examples" / "images"
@@ -182,6 +185,23 @@ def test_predict_draws_or_tells(models: Path, tmp_path: Path) -> None:
     assert sum(scores.values()) == pytest.approx(1) and set(scores) == {"cup", "cat"}
     told = json.loads(eupe("predict", models / "encoder", photo, "--task", "depth", "--json")[0])
     assert told["is_random"]
+
+
+def test_predict_takes_an_adapter(models: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = EupeForImageClassification.from_pretrained(models / "encoder", id2label={0: "cup", 1: "cat"})
+    adapted = peft.get_peft_model(model, lora_config(model)).eval()
+    for parameter in (p for p in adapted.parameters() if p.requires_grad):  # adapter and head
+        torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    processor = EupeImageProcessor()
+    processor.save_pretrained(tmp_path / "adapter")
+    photo = PHOTOS / "coffee.jpg"
+    told = json.loads(eupe("predict", tmp_path / "adapter", photo, "--json")[0])
+    with torch.inference_mode():
+        expected = adapted(**processor(photo, return_tensors="pt")).logits.softmax(dim=1)[0]
+    scores = told["classification"]["scores"]
+    assert [scores["cup"], scores["cat"]] == pytest.approx(expected.tolist(), abs=1e-5) and not told["is_random"]
 
 
 @pytest.mark.parametrize("kind", ["pca", "similarity", "attention"])

@@ -223,7 +223,7 @@ def test_command_line_refuses_what_it_cannot_load(
     for options, words in (
         (["--model", str(tmp_path / "nothing" / "here")], "There is no model at"),
         (["--model", "eupe-q"], "Unknown EUPE model 'eupe-q'"),
-        (["--model", str(tmp_path / "adapter")], "is an adapter: merge it first"),
+        (["--model", str(tmp_path / "adapter")], "adapter"),
         (["--model", encoder, encoder, encoder], "Name each model once"),
         (["--model", encoder, "--size", "100"], "invalid choice: 100"),
         (["--random", "eupe-x"], "invalid choice: 'eupe-x'"),

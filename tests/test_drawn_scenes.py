@@ -68,7 +68,7 @@ def test_the_saved_model_predicts(
     predictions = Predictor(str(tmp_path))(tmp_path / "scene-1.png")
     assert list(predictions) == ["count", "depth", "objects", "parts"]
     sheet = np.asarray(Image.open(tmp_path / "results-1.png"))
-    assert sheet.shape[1] == 6 * 256 + 5 * 8  # the scene, its components, and four answers
+    assert sheet.shape[1] == 5 * 256 + 4 * 8  # the scene and four answers
 
 
 def test_no_steps_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

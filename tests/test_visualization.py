@@ -136,11 +136,13 @@ def test_labels_of_boxes_stay_inside_the_picture() -> None:
 
 
 def test_attention_has_a_picture_per_head() -> None:
-    attention = torch.zeros(4, 2, 3)
+    attention = torch.zeros(6, 2, 3)
     attention[0, 0, 0] = attention[3, 1, 2] = 1
-    picture = np.asarray(attention_picture(attention, Image.new("RGB", (60, 40)))).astype(int)
+    image = Image.new("RGB", (60, 40))
+    picture = np.asarray(attention_picture(attention, image)).astype(int)
     assert picture.shape == (40 + 8 + 40, 3 * 60 + 2 * 8, 3)  # three to a row
     assert picture[5, 5].sum() > picture[35, 55].sum()
     assert picture[48 + 35, 55].sum() > picture[48 + 5, 5].sum()
+    assert attention_picture(attention[:4], image).size == (4 * 60 + 3 * 8, 40)
     with pytest.raises(ValueError, match=r"\(heads, height, width\), got \(2, 3\)"):
         attention_picture(attention[0], Image.new("RGB", (60, 40)))

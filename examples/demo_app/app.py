@@ -190,7 +190,7 @@ def main() -> None:
             server_port=arguments.port, share=False, ssr_mode=False, run_history=False, footer_links=[],
             max_file_size="64mb", theme=THEME, css_paths=HERE / "style.css",
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         hint = " To see the app without weights: --random eupe-t." * (names != arguments.model)
         sys.stderr.write(f"app.py: {' '.join(str(error).split())}{hint}\n")
         sys.exit(2)

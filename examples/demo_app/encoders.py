@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
-from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
+from transformers import AutoImageProcessor
 
 from eupe_hf import (
     EupeBackbone,
@@ -23,7 +22,7 @@ from eupe_hf import (
     variant_config,
 )
 from eupe_hf.modeling_eupe_multitask import TASK_MODELS
-from eupe_hf.variants import get_variant
+from eupe_hf.prediction import load_task_model
 from eupe_hf.visualization import heat_picture, mark_patch, pca_rgb, prediction_picture, rgb_picture, similarity_map
 
 
@@ -223,22 +222,9 @@ def load_encoders(names: Sequence[str], random_names: Sequence[str], heads: Sequ
 
 def _load(name: str, new_heads: dict[str, Any]) -> tuple[Any, bool]:
     """The model, and whether its heads are new."""
-    parts = len(Path(name).parts)
-    if not Path(name).exists() and parts != 2:  # no name on the Hub, which is USER/NAME
-        if parts == 1:
-            get_variant(name)  # says which names there are
-        else:
-            raise FileNotFoundError(f"There is no model at {name}.")
-    if (Path(name) / ADAPTER_CONFIG_NAME).is_file():
-        raise ValueError(f"{name} is an adapter: merge it first, as the recipes do with --merge.")
-    config = AutoConfig.from_pretrained(name)
-    if isinstance(config, EupeMultiTaskConfig):
-        return EupeForMultiTask.from_pretrained(name), False
-    if not isinstance(config, EupeConfig):
-        raise ValueError(f"{name} is a {config.model_type} model, not one of EUPE.")
-    for task_class in TASK_MODELS.values():
-        if task_class.__name__ in (config.architectures or []):
-            return task_class.from_pretrained(name), False
+    model = load_task_model(name)
+    if model is not None:
+        return model, False
     if new_heads:
         return EupeForMultiTask.from_pretrained(name, heads=new_heads), True
     return EupeBackbone.from_pretrained(name), False

@@ -159,7 +159,8 @@ def extract_features(
     collate = partial(_collate, partial(processor, do_center_crop=True, return_tensors="pt", **options))
     features, labels = [], []
     loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-    for pixel_values, ids in logging.tqdm(loader, desc="features"):
+    # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
+    for pixel_values, ids in logging.tqdm(iter(loader), total=len(loader), desc="features"):
         features.append(model(pixel_values.to(model.device, model.dtype)).pooler_output.float().cpu())
         labels.append(ids)
     return torch.cat(features), torch.cat(labels)

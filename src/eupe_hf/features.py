@@ -229,7 +229,7 @@ def save_features(
             batches = BatchSampler(files[resumed:], batch_size, drop_last=False)
             loader: Any = DataLoader(ImageReader(processor), batch_size=None, sampler=batches, num_workers=num_workers)
             total, done = -(-len(files) // batch_size), resumed // batch_size
-            # the iterator: tqdm would make one of its own when it is built, and with it a second set of workers
+            # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
             progress = logging.tqdm(iter(loader), initial=done, total=total, desc="features")
             _compute_parts(model, progress, parts, range(done, total), strict)
             skipped = _join(parts, output, job)

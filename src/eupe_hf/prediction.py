@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
+from transformers import utils as transformers_utils
 from transformers.utils import ModelOutput
 
 from .configuration_eupe import EupeConfig
 from .configuration_eupe_multitask import EupeMultiTaskConfig
 from .modeling_eupe import EupePreTrainedModel
 from .modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
+from .variants import get_variant
 from .visualization import class_scores, prediction_picture, rgb_picture, side_by_side
 
 
@@ -136,17 +138,43 @@ class Prediction:
         return {"scores": class_scores(outputs["logits"][0], self.config)}
 
 
-def _load(name: str, task: str | None) -> tuple[EupePreTrainedModel, bool]:
-    if not Path(name).exists() and len(Path(name).parts) > 2:  # no name on the Hub, which is USER/NAME
-        raise ValueError(f"There is no model at {name}.")
+def load_task_model(name: str) -> EupePreTrainedModel | None:
+    """A saved task model or multi-task model, of whichever class; `None` if there is an encoder alone.
+
+    Args:
+        name: A folder, a Hub id or a short name. An adapter is merged with its base, which needs peft.
+
+    Raises:
+        ImportError: An adapter without peft.
+        OSError: The model is not to be had.
+        ValueError: It is none of EUPE, or there is no such name.
+    """
+    if not Path(name).exists() and (parts := len(Path(name).parts)) != 2:  # no name on the Hub, which is USER/NAME
+        if parts > 2:
+            raise FileNotFoundError(f"There is no model at {name}.")
+        get_variant(name)  # says which names there are
+    if transformers_utils.find_adapter_config_file(name) is not None:
+        from .lora import load_peft_model
+
+        model: Any = load_peft_model(name).merge_and_unload()
+        if isinstance(model, (EupeForMultiTask, *TASK_MODELS.values())):
+            return model
+        raise ValueError(f"{name} is an adapter of {type(model).__name__}, which is no task model.")
     config = AutoConfig.from_pretrained(name)
     if isinstance(config, EupeMultiTaskConfig):
-        return EupeForMultiTask.from_pretrained(name), False
+        return EupeForMultiTask.from_pretrained(name)
     if not isinstance(config, EupeConfig):
         raise ValueError(f"{name} is a {config.model_type} model, not one of EUPE.")
     for task_class in TASK_MODELS.values():
         if task_class.__name__ in (config.architectures or []):
-            return task_class.from_pretrained(name), False
+            return task_class.from_pretrained(name)
+    return None
+
+
+def _load(name: str, task: str | None) -> tuple[EupePreTrainedModel, bool]:
+    model = load_task_model(name)
+    if model is not None:
+        return model, False
     if task is None:
         raise ValueError(f"{name} is an encoder without a head: say which to put on it, with --task.")
     if task not in TASK_MODELS:
@@ -155,4 +183,4 @@ def _load(name: str, task: str | None) -> tuple[EupePreTrainedModel, bool]:
     return TASK_MODELS[task].from_pretrained(name), True
 
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["Prediction", "Predictor", "load_task_model"]

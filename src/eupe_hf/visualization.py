@@ -139,7 +139,7 @@ def _centre(image: Image.Image, row: int, column: int, grid: tuple[int, int]) ->
 
 
 def attention_picture(attention: torch.Tensor, image: Image.Image) -> Image.Image:
-    """Where each head of a block looks, as heat over the image, three heads to a row.
+    """Where each head of a block looks, as heat over the image: four heads to a row where that fits, else three.
 
     Args:
         attention: (heads, H, W), the attention of one token to the patches.
@@ -151,7 +151,8 @@ def attention_picture(attention: torch.Tensor, image: Image.Image) -> Image.Imag
     if attention.ndim != 3:
         raise ValueError(f"attention must be (heads, height, width), got {tuple(attention.shape)}.")
     pictures = [heat_picture(head, image) for head in attention]
-    rows = [side_by_side(pictures[start : start + 3]) for start in range(0, len(pictures), 3)]
+    columns = 4 if len(pictures) % 4 == 0 else 3
+    rows = [side_by_side(pictures[start : start + columns]) for start in range(0, len(pictures), columns)]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height + 8 for row in rows) - 8), "white")
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * (row.height + 8)))

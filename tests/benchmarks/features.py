@@ -1,8 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """How busy `eupe features` keeps the encoder: its throughput on JPEG files as a share of the bare forward pass.
 
-    python tests/benchmarks/benchmark_features.py                                  # eupe-s, 2,000 JPEGs of 512 pixels
-    python tests/benchmarks/benchmark_features.py --models eupe-t --images 200 --rounds 3
+    python tests/benchmarks/features.py                                  # eupe-s, 2,000 JPEGs of 512 pixels
+    python tests/benchmarks/features.py --models eupe-t --images 200 --rounds 3
 
 Both sides run the encoder with the same number of torch threads, by default one for each core. The bare pass gets
 tensors in memory; `save_features` starts loader workers, which compete for the same cores, reads the files, ends
