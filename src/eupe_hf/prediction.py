@@ -158,7 +158,7 @@ def load_task_model(name: str) -> EupePreTrainedModel | None:
 
         model: Any = load_peft_model(name).merge_and_unload()
         if isinstance(model, (EupeForMultiTask, *TASK_MODELS.values())):
-            return model
+            return model  # type: ignore[return-value]
         raise ValueError(f"{name} is an adapter of {type(model).__name__}, which is no task model.")
     config = AutoConfig.from_pretrained(name)
     if isinstance(config, EupeMultiTaskConfig):
