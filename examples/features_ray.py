@@ -61,9 +61,9 @@ def parse_arguments() -> argparse.Namespace:
 def read(batch: dict[str, np.ndarray], reader: ImageReader) -> dict[str, np.ndarray]:
     """Images as the model takes them, without those that can't be read."""
     found = reader[list(map(str, batch["path"]))]
-    if found.paths and not isinstance(found.pixel_values, torch.Tensor):
+    if found.paths and isinstance(found.pixel_values, list):
         raise ValueError("The images come out in several sizes: give --size.")
-    pixel_values = found.pixel_values.numpy() if found.paths else np.empty((0, 3, 1, 1), dtype=np.float32)
+    pixel_values = np.asarray(found.pixel_values) if found.paths else np.empty((0, 3, 1, 1), dtype=np.float32)
     return {"path": np.array(found.paths, dtype=object), "pixel_values": pixel_values}
 
 

@@ -22,7 +22,7 @@ from common import ROOT
 from huggingface_hub import SpaceCard
 from modeling_common import tiny_config
 from PIL import Image
-from test_examples import PHOTO, run
+from test_examples import PHOTO
 
 from eupe_hf import VARIANTS, EupeBackbone, EupeForMultiTask, EupeImageProcessor, EupeModel
 from eupe_hf.configuration_eupe import WEIGHTS_LICENSE
@@ -235,7 +235,9 @@ def test_command_line_refuses_what_it_cannot_load(
 
 
 def test_no_weights_are_an_error_not_a_random_model(tmp_path: Path) -> None:
-    result = run("demo_app/app.py", folder=tmp_path)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, DEMO / "app.py"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("app.py: eupe-s is not to be had.") and len(result.stderr.splitlines()) == 1
     assert result.stderr.endswith("To see the app without weights: --random eupe-t.\n")

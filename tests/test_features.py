@@ -112,6 +112,27 @@ def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> 
         read_features(tmp_path / "model" / "model.safetensors")
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_full_shared_memory_gives_the_same_features(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    model, processor = model_and_processor()
+    paths, tried = find_images([folder]), tmp_path / "tried"
+
+    def refuse(tensor: torch.Tensor) -> torch.Tensor:
+        tried.touch()
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    save_features(model, processor, paths, tmp_path / "expected.safetensors", batch_size=2, num_workers=num_workers)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)  # the workers are forks of this process
+    # torch's own way, in a thread whose error nobody hears: the main process would wait for ever
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    save_features(model, processor, paths, tmp_path / "found.safetensors", batch_size=2, num_workers=num_workers)
+    found, expected = (read_features(tmp_path / f"{name}.safetensors") for name in ("found", "expected"))
+    assert tried.exists() == (num_workers > 0)
+    assert found.paths == expected.paths and torch.equal(found.features, expected.features)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("suffix", features.FORMATS)
 def test_all_images_bad_gives_an_empty_file(tmp_path: Path, suffix: str, family: str) -> None:

@@ -25,6 +25,28 @@ class UnreadableError(ValueError):
     """A row whose image or map cannot be read."""
 
 
+def hand_over(batch: torch.Tensor) -> torch.Tensor | np.ndarray:
+    """A batch as a loader's worker should return it: in shared memory, or where that is full, as an array.
+
+    An array goes through a pipe, which takes longer. torch itself would try shared memory only after the worker has
+    let go of the batch, where the error is lost and the main process waits for ever: in a container, which has 64 MB
+    unless somebody says otherwise, with the third batch.
+
+    Args:
+        batch: On the CPU. Outside of a worker it is returned as it is.
+
+    Returns:
+        The same values; `torch.as_tensor` makes a tensor of either. The loader needs a `collate_fn`: its default makes
+        tensors of arrays, in the worker.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        return batch.share_memory_()
+    except RuntimeError:
+        return batch.numpy()
+
+
 def load_split(
     dataset: str,
     split: str,
@@ -304,4 +326,4 @@ def _array(value: dict[str, Any], name: str) -> np.ndarray:
         raise UnreadableError(f"{name} ({value['path']}) cannot be read: {error}") from error
 
 
-__all__ = ["Classes", "Rows", "Stream", "UnreadableError", "accept", "load_split", "read_image"]
+__all__ = ["Classes", "Rows", "Stream", "UnreadableError", "accept", "hand_over", "load_split", "read_image"]

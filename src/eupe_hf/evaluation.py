@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -26,6 +27,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmente
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
+from .data import hand_over
 from .knn import KNN_K, knn_accuracy, knn_predict
 from .metrics import (
     NYU_EIGEN_CROP,
@@ -161,14 +163,15 @@ def extract_features(
     loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
     for pixel_values, ids in logging.tqdm(iter(loader), total=len(loader), desc="features"):
-        features.append(model(pixel_values.to(model.device, model.dtype)).pooler_output.float().cpu())
-        labels.append(ids)
+        pixel_values = torch.as_tensor(pixel_values).to(model.device, model.dtype)
+        features.append(model(pixel_values).pooler_output.float().cpu())
+        labels.append(torch.as_tensor(ids))
     return torch.cat(features), torch.cat(labels)
 
 
-def _collate(prepare: Callable[..., Any], rows: list[tuple[Any, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _collate(prepare: Callable[..., Any], rows: list[tuple[Any, int]]) -> tuple[Any, np.ndarray]:
     pictures, labels = zip(*rows, strict=True)
-    return prepare(list(pictures))["pixel_values"], torch.tensor(labels)
+    return hand_over(prepare(list(pictures))["pixel_values"]), np.array(labels)
 
 
 # ---- segmentation ----

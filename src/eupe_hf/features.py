@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
@@ -26,6 +27,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .checkpoints import staged_file
+from .data import hand_over
 from .feature_files import (
     FORMATS,
     FeatureFile,
@@ -66,12 +68,13 @@ class ImageBatch(NamedTuple):
 
     Attributes:
         paths: The images that could be read.
-        pixel_values: Those, (N, 3, H, W); a list of (3, H, W) where they differ in size, or there are none.
+        pixel_values: Those, (N, 3, H, W), as `hand_over` gives them; a list of arrays (3, H, W) where they differ in
+            size, or there are none.
         skipped: Why, by path, for the others.
     """
 
     paths: list[str]
-    pixel_values: torch.Tensor | list[torch.Tensor]
+    pixel_values: torch.Tensor | np.ndarray | list[np.ndarray]
     skipped: dict[str, str]
 
 
@@ -126,8 +129,9 @@ class ImageReader(Dataset):
             else:
                 pictures[path] = picture
         images = list(pictures.values())
-        is_stack = len({image.shape for image in images}) == 1
-        return ImageBatch(list(pictures), torch.stack(images) if is_stack else images, skipped)
+        if len({image.shape for image in images}) == 1:
+            return ImageBatch(list(pictures), hand_over(torch.stack(images)), skipped)
+        return ImageBatch(list(pictures), [image.numpy() for image in images], skipped)
 
     def _read(self, path: str) -> torch.Tensor | str:
         try:
@@ -167,11 +171,12 @@ def encode_images(model: PreTrainedModel, batch: ImageBatch) -> torch.Tensor:
     """
     if not batch.paths:
         return torch.empty(0, model.config.hidden_size)
-    if not isinstance(batch.pixel_values, torch.Tensor):
+    if isinstance(batch.pixel_values, list):
         shapes = sorted({tuple(image.shape) for image in batch.pixel_values})
         raise ValueError(f"The processor makes images of several sizes, {shapes}: give a height and width.")
     with torch.inference_mode():
-        return model(batch.pixel_values.to(model.device, model.dtype)).pooler_output.float().cpu()
+        pixel_values = torch.as_tensor(batch.pixel_values).to(model.device, model.dtype)
+        return model(pixel_values).pooler_output.float().cpu()
 
 
 def save_features(
@@ -227,7 +232,9 @@ def save_features(
         else:
             resumed = _open_parts(parts, job, output) * size
             batches = BatchSampler(files[resumed:], batch_size, drop_last=False)
-            loader: Any = DataLoader(ImageReader(processor), batch_size=None, sampler=batches, num_workers=num_workers)
+            reader = ImageReader(processor)
+            options: Any = {"batch_size": None, "collate_fn": _as_it_is, "num_workers": num_workers}
+            loader: Any = DataLoader(reader, sampler=batches, **options)
             total, done = -(-len(files) // batch_size), resumed // batch_size
             # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
             progress = logging.tqdm(iter(loader), initial=done, total=total, desc="features")
@@ -235,6 +242,10 @@ def save_features(
             skipped = _join(parts, output, job)
         _discard(parts)
     return FeatureSummary(len(files) - len(skipped), skipped, min(resumed, len(files)))
+
+
+def _as_it_is(batch: ImageBatch) -> ImageBatch:
+    return batch
 
 
 def _check_output(output: Path, files: Sequence[str]) -> None:
