@@ -17,13 +17,17 @@ import tempfile
 from pathlib import Path
 
 import torch
-from datasets import Dataset, Features, List, Value
 from transformers import logging as transformers_logging
 
 from eupe_hf import EupeModel
 from eupe_hf.checkpoints import staged_file
 from eupe_hf.features import ImageReader, encode_images, find_images, load_encoder, load_processor, write_parquet
 
+
+try:
+    from datasets import Dataset, Features, List, Value
+except ImportError:
+    sys.exit("features_datasets.py: this needs datasets: pip install 'eupe-hf[train]'.")
 
 COLUMNS = Features({"path": Value("string"), "features": List(Value("float32"))})
 

@@ -11,6 +11,8 @@ other: `eupe predict my-scenes my-scenes/scene-1.png`. Its measures need `pip in
 """
 
 import argparse
+import importlib.util
+import sys
 import time
 from pathlib import Path
 
@@ -190,17 +192,19 @@ def draw_results(model: EupeForMultiTask, processor: EupeImageProcessor, folder:
 
 
 def main() -> None:
-    """Make, train, measure, save, draw."""
+    """Make, train, save, measure, draw."""
     arguments = parse_arguments()
+    if missing := [name for name in ("pycocotools", "torchmetrics") if importlib.util.find_spec(name) is None]:
+        sys.exit(f"learn_drawn_scenes.py: this needs {' and '.join(missing)}: pip install 'eupe-hf[eval]'.")
     torch.manual_seed(0)
     processor = EupeImageProcessor(size={"height": SIDE, "width": SIDE})
     model = make_model(arguments.backbone)
     train(model, processor, arguments.steps)
     model.eval()
-    for name, value in measure(model, processor).items():
-        print(f"{name}: {value:.3f}")
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
+    for name, value in measure(model, processor).items():
+        print(f"{name}: {value:.3f}")
     draw_results(model, processor, arguments.output)
 
 

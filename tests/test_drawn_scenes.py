@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """The example that learns four tasks from scenes it draws: its labels are true, and it learns."""
 
+import importlib.util
 import re
 import runpy
 import sys
@@ -75,3 +76,13 @@ def test_no_steps_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     with pytest.raises(SystemExit) as ended:
         learn(tmp_path, monkeypatch, "--steps", "0")
     assert ended.value.code == 2 and "--steps must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_told_before_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "torchmetrics" else found(name, *a)
+    )
+    with pytest.raises(SystemExit, match=r"this needs torchmetrics: pip install 'eupe-hf\[eval\]'"):
+        learn(tmp_path / "out", monkeypatch, "--steps", "1")
+    assert not (tmp_path / "out").exists()

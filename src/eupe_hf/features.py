@@ -42,6 +42,7 @@ from .feature_files import (
 )
 from .metrics import require
 from .modeling_eupe import EupeModel
+from .variants import check_source
 
 
 _PART_BATCHES = 64  # batches of images to a part: what a killed run loses at most
@@ -146,7 +147,12 @@ def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
     Args:
         model: A short name, a Hub id or a folder.
         size: Squash images to this side in pixels, instead of the model's own.
+
+    Raises:
+        OSError: The model is not to be had.
+        ValueError: There is no such name.
     """
+    check_source(model)
     processor = AutoImageProcessor.from_pretrained(model)
     if size is not None:
         processor.size, processor.do_center_crop = {"height": size, "width": size}, False
@@ -154,7 +160,8 @@ def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
 
 
 def load_encoder(model: str) -> EupeModel:
-    """An encoder in eval mode, on the accelerator if there is one; `model` as in `load_processor`."""
+    """An encoder in eval mode, on the accelerator if there is one; arguments and errors as of `load_processor`."""
+    check_source(model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return EupeModel.from_pretrained(model).eval().to(device)
 

@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor
 
 from .modeling_eupe import EupeBackbone, EupeModel
 from .tiling import tiled_feature_map
+from .variants import check_source
 from .visualization import (
     attention_picture,
     heat_picture,
@@ -53,8 +54,10 @@ def draw(
         The pictures, as they are written.
 
     Raises:
-        ValueError: An unknown kind, an image that can't be read, matches of other than two images, attention of a
-            ConvNeXt or in tiles, a patch or a block that is not there, sizes that are no multiples of the stride.
+        OSError: The model is not to be had.
+        ValueError: An unknown kind or name of a model, an image that can't be read, matches of other than two images,
+            attention of a ConvNeXt or in tiles, a patch or a block that is not there, sizes that are no multiples of
+            the stride.
     """
     if kind not in KINDS:
         raise ValueError(f"The kind must be one of {', '.join(KINDS)}, got {kind!r}.")
@@ -62,6 +65,7 @@ def draw(
         raise ValueError(f"Matches are drawn between two images, got {len(paths)}.")
     if kind == "attention" and tile is not None:
         raise ValueError("Attention goes over the whole image, not over tiles: leave the tile out.")
+    check_source(model)
     encoder = (EupeModel if kind == "attention" else EupeBackbone).from_pretrained(model).eval()
     processor = AutoImageProcessor.from_pretrained(model)
     options = {"size": {"height": size, "width": size}, "do_center_crop": False, "return_tensors": "pt"}

@@ -15,7 +15,7 @@ from .configuration_eupe import EupeConfig
 from .configuration_eupe_multitask import EupeMultiTaskConfig
 from .modeling_eupe import EupePreTrainedModel
 from .modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
-from .variants import get_variant
+from .variants import check_source
 from .visualization import class_scores, prediction_picture, rgb_picture, side_by_side
 
 
@@ -149,10 +149,7 @@ def load_task_model(name: str) -> EupePreTrainedModel | None:
         OSError: The model is not to be had.
         ValueError: It is none of EUPE, or there is no such name.
     """
-    if not Path(name).exists() and (parts := len(Path(name).parts)) != 2:  # no name on the Hub, which is USER/NAME
-        if parts > 2:
-            raise FileNotFoundError(f"There is no model at {name}.")
-        get_variant(name)  # says which names there are
+    check_source(name)
     if transformers_utils.find_adapter_config_file(name) is not None:
         from .lora import load_peft_model
 

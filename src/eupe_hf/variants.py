@@ -4,6 +4,7 @@
 import copy
 import difflib
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from .configuration_eupe import EupeConfig
@@ -137,6 +138,24 @@ def get_variant(name: str) -> Variant:
     raise ValueError(f"Unknown EUPE model {name!r}; the models are {', '.join(VARIANTS)}.{hint}")
 
 
+def check_source(source: str) -> None:
+    """Refuse what names no model: neither a folder that is there, nor USER/NAME on the Hub, nor one of the six.
+
+    Raises:
+        FileNotFoundError: A path to nothing.
+        ValueError: An unknown name; the message lists the six and the nearest one.
+    """
+    parts = len(Path(source).parts)
+    if parts == 2 or source in VARIANTS or Path(source).exists():
+        return
+    if parts > 2:
+        raise FileNotFoundError(f"There is no model at {source}.")
+    variant = find_variant(source)
+    if variant is not None:  # by another of its names, which from_pretrained does not know
+        raise ValueError(f"There is no folder {source}; the model of that name is {variant.name!r} here.")
+    get_variant(source)
+
+
 def variant_config(name: str, **overrides: Any) -> EupeConfig:
     """Configuration of one of the six published encoders.
 
@@ -173,4 +192,4 @@ def variant_config(name: str, **overrides: Any) -> EupeConfig:
     return EupeConfig(**{**copy.deepcopy(variant.config), "name_or_path": variant.repo_id, **overrides})
 
 
-__all__ = ["VARIANTS", "Variant", "find_variant", "get_variant", "variant_config"]
+__all__ = ["VARIANTS", "Variant", "check_source", "find_variant", "get_variant", "variant_config"]
