@@ -14,3 +14,8 @@ def _as_loud_as_before() -> Iterator[None]:
     yield
     logging.set_verbosity(verbosity)
     (logging.enable_progress_bar if shows_progress else logging.disable_progress_bar)()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: with several processes it would else be the last to end, and the others wait."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")

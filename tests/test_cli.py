@@ -245,7 +245,9 @@ def test_visualize_matches_an_image_with_itself(models: Path, tmp_path: Path) ->
 # ---- converting and verifying ----
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith("-b") else ()) for name in NAMES]
+)
 def test_raw_comes_back_through_our_layout(name: str, tmp_path: Path) -> None:
     state = published_state(name)
     torch.save(state, tmp_path / "raw.pt")
