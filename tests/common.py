@@ -1,16 +1,22 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """What several test files need: tiny encoders, checkpoints with known values, and the recorded outputs."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 from transformers.utils import is_torchvision_available
@@ -61,6 +67,46 @@ def run_tests_of_torchvision_class(file: str, folder: Path) -> int:
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert result.returncode == 0, result.stdout
     return int(re.search(r"(\d+) passed", result.stdout)[1])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a script ended with."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_script(script: str | Path, *arguments: str | Path, folder: Path, offline: bool = True) -> Finished:
+    """Run a script, or a module by its name, as its own main program in a folder, but in this process.
+
+    The imports alone take longer than most scripts. Data sets are prepared in the folder, in `cache`, and none is
+    fetched; with `offline` no model either.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(folder)
+        if offline:
+            patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        patch.setattr(sys, "argv", [Path(script).name, *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            if isinstance(script, Path):
+                patch.setattr(sys, "path", [str(script.parent), *sys.path])
+                runpy.run_path(str(script), run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+    told = f"{code}\n" if isinstance(code, str) else ""  # which Python itself prints
+    return Finished(1 if told else code or 0, out.getvalue(), err.getvalue() + told)
 
 
 def tiny_config(family: str, **overrides: Any) -> EupeConfig:

@@ -3,11 +3,9 @@
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,14 @@ import torch
 from common import (
     GOLDEN,
     ROOT,
+    Finished,
     assert_raw_came_back,
     assert_same_bits,
     golden_path,
     published_state,
     random_state,
     requires_shared,
+    run_script,
     tiny_config,
 )
 from hub_server import TOKEN, HubServer, hub_environment
@@ -36,15 +36,6 @@ from eupe_hf.variants import VARIANTS
 CONVERT, BACK, VERIFY = "convert_eupe_to_hf.py", "convert_hf_to_eupe.py", "verify_conversion.py"
 PROJECTORS = {"projectors.proxy.cls.0.weight": torch.full((6, 4), 0.25)}
 LICENSE = "fair-noncommercial-research-license"
-
-
-@dataclass
-class Finished:
-    """How a run of a script ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 def run_process(script: str, *arguments: str | Path, environment: dict[str, str] | None = None) -> Finished:
@@ -63,17 +54,9 @@ def run_process(script: str, *arguments: str | Path, environment: dict[str, str]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+def run(tmp_path: Path) -> Callable[..., Finished]:
     """Run a script as its own main program, but in this process."""
-
-    def run_here(script: str, *arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(ROOT / "conversion" / script), run_name="__main__")
-        return Finished(exit_.value.code, *capsys.readouterr())
-
-    return run_here
+    return lambda script, *arguments: run_script(ROOT / "conversion" / script, *arguments, folder=tmp_path)
 
 
 Run = Callable[..., Finished]

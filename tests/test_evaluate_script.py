@@ -3,17 +3,14 @@
 
 import json
 import re
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from common import ROOT, tiny_config
+from common import ROOT, Finished, run_script, tiny_config
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
@@ -22,24 +19,13 @@ from eupe_hf import evaluation as ev
 from eupe_hf.data import load_split
 
 
-Run = Callable[..., tuple[int, str, str]]
+Run = Callable[..., Finished]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the script as its own main program, but in this process and offline; gives exit code, stdout, stderr."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def run_here(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(ROOT / "examples" / "evaluate.py"), run_name="__main__")
-        return (exit_.value.code, *capsys.readouterr())
-
-    return run_here
+def run(tmp_path: Path) -> Run:
+    """Run the script as its own main program, but in this process and offline."""
+    return lambda *arguments: run_script(ROOT / "examples" / "evaluate.py", *arguments, folder=tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +64,25 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.effect_noise((width, height), 80).convert("RGB")
 
 
-def check(finished: tuple[int, str, str], path: Path) -> dict:
+def check(finished: Finished, path: Path) -> dict:
     """A run that went well, and the JSON that it wrote."""
-    code, out, err = finished
-    assert code == 0, err
+    assert finished.returncode == 0, finished.stderr
     saved = json.loads(path.read_text())
     for name, value in saved["metrics"].items():
-        assert re.search(rf"^{re.escape(name)} +{value:.4f}$", out, re.MULTILINE)
+        assert re.search(rf"^{re.escape(name)} +{value:.4f}$", finished.stdout, re.MULTILINE)
     _, results = model_index_to_eval_results(saved["model-index"])
     assert {entry.metric_type: entry.metric_value for entry in results} == saved["metrics"]
     assert results[0].metric_args["num_examples"] == saved["num_examples"]
-    assert "%|" in err  # a progress bar
+    assert "%|" in finished.stderr  # a progress bar
     return saved
 
 
-def told(finished: tuple[int, str, str]) -> str:
+def told(finished: Finished) -> str:
     """What an unsuccessful run says, after checking that it is one line."""
-    code, out, err = finished
     progress = re.compile(r"%\||examples/s")
-    lines = [line for line in err.splitlines() if line.strip() and not progress.search(line)]
+    lines = [line for line in finished.stderr.splitlines() if line.strip() and not progress.search(line)]
     lines = [line for line in lines if not line.startswith(("usage:", "     "))]
-    assert code == 2 and out == "" and len(lines) == 1, err
+    assert finished.returncode == 2 and finished.stdout == "" and len(lines) == 1, finished.stderr
     return lines[0]
 
 

@@ -1,20 +1,14 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """The example scripts on tiny models: what they print and save, and what they say about bad input."""
 
-import contextlib
-import io
 import json
 import runpy
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from modeling_common import tiny_config
+from common import Finished, run_script, tiny_config
 from PIL import Image
 from transformers import AutoModel, pipeline
 
@@ -25,35 +19,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PHOTO = EXAMPLES / "images" / "coffee.jpg"
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What an example ended with."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def run(script: str, *arguments: str | Path, folder: Path) -> Finished:
-    """Run an example in a folder, offline. In this process: the imports alone take longer than the example."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.chdir(folder)
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
-        patch.setattr(sys, "argv", [script, *map(str, arguments)])
-        code: int | str | None = 0
-        try:
-            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code
-    told = f"{code}\n" if isinstance(code, str) else ""  # which Python itself prints
-    return Finished(1 if told else code or 0, out.getvalue(), err.getvalue() + told)
+    """Run an example in a folder, offline."""
+    return run_script(EXAMPLES / script, *arguments, folder=folder)
 
 
 def refused(result: Finished, words: str) -> bool:

@@ -5,14 +5,17 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 import torch
+from common import Finished, run_script
 from drawn_counts import save_pictures
 from hub_server import HubServer, hub_environment, use_hub
 from PIL import Image
@@ -87,18 +90,24 @@ def add_users_data(folder: Path) -> None:
     datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
 
-def test_python_snippets_run_one_after_the_other(
-    workplace: tuple[Path, HubServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def names(workplace: tuple[Path, HubServer], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The variables that the Python snippets leave, run one after the other in the workplace."""
     folder, server = workplace
-    monkeypatch.chdir(folder)
     snippets = blocks("python")
     assert len(snippets) >= 8
-    names: dict = {}
-    with use_hub(server, tmp_path / "home"):
+    names: dict[str, Any] = {}
+    with use_hub(server, tmp_path_factory.mktemp("home")), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         for snippet in snippets:
             exec(compile(snippet, "README.md", "exec"), names)
-    # what the comments of the snippets promise
+    return names
+
+
+def test_python_snippets_give_what_their_comments_promise(
+    names: dict[str, Any], workplace: tuple[Path, HubServer]
+) -> None:
+    folder, server = workplace
     assert names["outputs"].pooler_output.shape == (1, 384)
     assert names["outputs"].last_hidden_state.shape == (1, 261, 384)
     assert names["patches"].shape == (1, 256, 384)
@@ -112,7 +121,7 @@ def test_python_snippets_run_one_after_the_other(
     assert names["parts"].shape == (400, 600) and list(names["predictions"]) == ["scene", "parts"]
     assert list(names["multi"].heads) == ["depth", "objects", "parts", "scene", "more-parts"]
     assert list(names["joined"].heads) == ["parts", "again"]
-    assert Path("my-parts-head/model.safetensors").stat().st_size < 30_000
+    assert (folder / "my-parts-head" / "model.safetensors").stat().st_size < 30_000
     assert names["targets"]["labels"][0]["class_labels"].tolist() == [2]
     assert set(names["found"]) == {"scores", "labels", "boxes"}
     for decoder in (names["upernet"], names["rt_detr"]):
@@ -120,7 +129,7 @@ def test_python_snippets_run_one_after_the_other(
         assert torch.equal(encoders[0].norm.weight, names["model"].norm.weight)
     assert type(names["reloaded"]).__name__ == "EupeForImageClassification"
     assert names["classify"].model.config.id2label == {0: "cat", 1: "dog"}
-    assert (Path("my-merged") / "model.safetensors").is_file()
+    assert (folder / "my-merged" / "model.safetensors").is_file()
     assert (names["prompt"]["input_ids"] == names["vlm_processor"].image_token_id).sum() == 576
     assert 0 < len(names["answer"]) <= 8
     assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
@@ -138,17 +147,40 @@ def commands() -> list[str]:
     return [line for line in lines if line not in ("make demo", "make test")]
 
 
-@pytest.mark.timeout(1500)  # half a hundred processes
-def test_shell_commands_run_one_after_the_other(workplace: tuple[Path, HubServer], tmp_path: Path) -> None:
-    folder, server = workplace
+def run_alone(line: str, folder: Path, environment: dict[str, str]) -> Finished:
+    """Run a line as a shell would, in a process of its own."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(line)]
+    if words[0] == "eupe":  # as the console script does, also where the package is not installed
+        words[:1] = [sys.executable, "-m", "eupe_hf.cli"]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(line: str, folder: Path) -> Finished:
+    """Run a line in this process."""
+    program, *arguments = shlex.split(line)
+    script = "eupe_hf.cli" if program == "eupe" else folder / arguments.pop(0)
+    return run_script(script, *arguments, folder=folder, offline=False)
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("names")  # the commands take what the snippets saved
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "each_alone"])
+def test_shell_commands_run_one_after_the_other(
+    workplace: tuple[Path, HubServer], tmp_path: Path, alone: bool
+) -> None:
+    folder, server = shutil.copytree(workplace[0], tmp_path / "clone", symlinks=True), workplace[1]
+    home = tmp_path / "home"
     assert len(commands()) >= 14
     for line in commands():
         # those of the section "Offline" run without a Hub
-        environment = hub_environment(server, tmp_path / "home", offline="import eupe_hf;" in line)
-        words = [sys.executable if word == "python" else word for word in shlex.split(line)]
-        if words[0] == "eupe":  # as the console script does, also where the package is not installed
-            words[:1] = [sys.executable, "-m", "eupe_hf.cli"]
-        result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        offline = line.startswith("python -c")
+        # most of a process's time are its imports; what starts workers needs a main program of its own
+        if alone or offline or "--num_proc" in line:
+            result = run_alone(line, folder, hub_environment(server, home, offline=offline))
+        else:
+            with use_hub(server, home):
+                result = run_here(line, folder)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     assert result.stdout.strip() == "21596544"
     assert {file.name for file in (folder / "predictions").iterdir()} == {"coffee.png", "chelsea.png"}

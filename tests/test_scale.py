@@ -105,8 +105,9 @@ def test_accelerate_launch_gives_the_curve_of_one_process(
     folder = tmp_path / "two"
     options = ("--dataset", material / "classes", "--encoder", material / "vit", "--output_dir", folder)
     halves = ("--per_device_train_batch_size", 4, "--use_cpu")
-    result = launch("multi_cpu", tmp_path, RECIPE, *options, *halves, *PLAIN)
+    result = launch("multi_cpu", tmp_path, ROOT / "tests" / "ddp_on_cpu.py", RECIPE, *options, *halves, *PLAIN)
     assert_equals_one_process(result, folder, alone["vit"])
+    assert result.stdout.count("DDP wrappers: 1 made, 0 left") == 2
 
 
 @torch.no_grad()

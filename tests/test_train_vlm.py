@@ -236,12 +236,14 @@ def test_accumulated_batches_and_several_processes_give_the_same_curve(
     usual = [part for option in USUAL.items() for part in option]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-        ROOT / "examples" / "train_vlm.py", "--stage", 2, "--model", material / "stage1", *usual, *options,
-        "--output_dir", two, "--per_device_train_batch_size", 2, "--ddp_backend", "gloo",
+        ROOT / "tests" / "ddp_on_cpu.py", ROOT / "examples" / "train_vlm.py",
+        "--stage", 2, "--model", material / "stage1", *usual, *options, "--output_dir", two,
+        "--per_device_train_batch_size", 2, "--ddp_backend", "gloo",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.count("DDP wrappers: 1 made, 0 left") == 2
     assert losses(two) == pytest.approx(losses(whole), abs=1e-5)
 
 

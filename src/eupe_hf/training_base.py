@@ -6,6 +6,7 @@ Needs `pip install 'eupe-hf[train]'`.
 
 import argparse
 import contextlib
+import gc
 import math
 import shutil
 import sys
@@ -91,6 +92,16 @@ class CardTrainer(Trainer):
         """Write our card where the Trainer would write its own, which has neither licence nor loading code."""
         if self.card is not None and self.is_world_process_zero():
             self.card.save(Path(self.args.output_dir) / "README.md")
+
+    def end(self) -> None:
+        """Wait for the other processes, and leave their group: the last thing a script does with its trainer."""
+        self.accelerator.wait_for_everyone()
+        # First what DDP wrapped: were it the last to hold a gloo group, torch would wait for the group's threads with
+        # the interpreter locked, and they for the interpreter, for ever (github.com/pytorch/pytorch/issues/56297).
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
 
 __all__ = ["CardTrainer", "OptionsHelp", "OutputArguments", "SetEpoch", "check_output", "one_sentence"]

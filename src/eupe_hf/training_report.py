@@ -90,8 +90,7 @@ def finish_tasks(
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
-    trainer.accelerator.wait_for_everyone()  # the other processes have had nothing to write
-    trainer.accelerator.end_training()
+    trainer.end()
     losses = [f"{task.prefix}loss" for task in tasks if task.score]
     return history_table(history, scores, ["loss", "score", *losses, *shown] if shown else None)
 

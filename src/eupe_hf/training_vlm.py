@@ -331,6 +331,7 @@ def finish_vlm(
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
+    trainer.end()
     return scores
 
 
