@@ -61,6 +61,8 @@ def test_outputs_equal_those_of_the_original(model):
     assert len(rows) == ARRAYS[family]
     wrong = {row.name: row.max_abs_error for row in rows if not row.within(TOLERANCE[family])}
     assert wrong == {}
+    # what is only counted is exact
+    assert all(row.max_abs_error == 0 for row in rows if row.name.endswith(("/hw", "/n_patches")))
 
 
 def _features(model: EupeModel, size: tuple[int, int]) -> torch.Tensor:

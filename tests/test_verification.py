@@ -12,7 +12,6 @@ import torch
 from common import (
     FAMILIES,
     GOLDEN,
-    NAMES,
     build_model,
     golden_path,
     published_state,
@@ -37,7 +36,6 @@ from eupe_hf.verification import (
 )
 
 
-TOLERANCE = {"vit": 1e-5, "convnext": 2e-5}
 SMALL = ((1, 64, 64), (2, 70, 50))
 
 
@@ -83,22 +81,7 @@ def test_inputs_are_the_same_on_every_machine() -> None:
     assert frozen_pixel_values(2, 8, 8, num_channels=1).shape == (2, 1, 8, 8)
 
 
-# ---- against recorded outputs ----
-
-
-@requires_shared
-@pytest.mark.parametrize("name", NAMES)
-def test_model_computes_what_the_original_code_did(name: str) -> None:
-    assert len(NAMES) == 6
-    model = published_model(name)
-    rows = compare_with_golden(model, golden_path(name))
-    recorded = {key for key in load_file(golden_path(name)) if not key.startswith(("seg_", "depth_"))}
-    assert {row.name for row in rows} == recorded - {"masked/mask"}
-    assert len(rows) == (70 if model.config.backbone_type == "vit" else 80)
-    tolerance = TOLERANCE[model.config.backbone_type]
-    assert all(row.within(tolerance) for row in rows), format_table(rows, tolerance)
-    # what is only counted is exact
-    assert all(row.max_abs_error == 0 for row in rows if row.name.endswith(("/hw", "/n_patches")))
+# ---- against recorded outputs; all six models are compared in test_parity.py ----
 
 
 @requires_shared
