@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from modeling_common import tiny_config
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction
+from transformers import EvalPrediction, TrainingArguments
 
 from eupe_hf import EupeForImageClassification, EupeForSegmentation, EupeImageProcessorPil
 from eupe_hf.augmentation import Augmentation, TrainingRows
@@ -28,6 +28,7 @@ from eupe_hf.training import (
     parse_recipe,
     predicted_classes,
 )
+from eupe_hf.training_base import CardTrainer
 from eupe_hf.training_data import DataArguments, hold_out, load_classification, load_segmentation, read_names
 from eupe_hf.training_report import draw_curve, history_table
 
@@ -445,6 +446,27 @@ def test_bad_input_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) ->
     assert exit_.value.code == 2 and capsys.readouterr().err.endswith(": two lines\n")
     with pytest.raises(KeyError), one_sentence():
         raise KeyError("a bug stays a bug")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_full_shared_memory_ends_training_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    def refuse(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)  # the workers are forks of this process
+    # torch's own way, in a thread whose error nobody hears: the main process would wait for ever
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    model = EupeForImageClassification(tiny_config("vit", num_labels=2))
+    rows = [{"pixel_values": torch.rand(3, 32, 32), "labels": i % 2} for i in range(4)]
+    options = {"max_steps": 1, "use_cpu": True, "report_to": "none", "dataloader_num_workers": num_workers}
+    trainer = CardTrainer(model, TrainingArguments(tmp_path / "out", **options), train_dataset=rows)
+    if num_workers:
+        with pytest.raises(RuntimeError, match=r"no shared memory left .* docker run --shm-size .* --dataloader_num_"):
+            trainer.train()
+    else:
+        assert trainer.train().global_step == 1
 
 
 # ---- metrics and report ----

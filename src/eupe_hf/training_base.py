@@ -10,12 +10,15 @@ import gc
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils.operations import recursively_apply
 from huggingface_hub import ModelCard
+from torch.utils.data import get_worker_info
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -79,11 +82,35 @@ class SetEpoch(TrainerCallback):
         self.dataset.set_epoch(math.floor((state.epoch or 0) + 1e-6))
 
 
+class _InSharedMemory:
+    """A collator whose batches lie in shared memory before a loader's worker lets go of them.
+
+    torch would move them after that, where an error is lost, and training would wait for ever.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any]):
+        self.collate = collate
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        if get_worker_info() is not None:
+            try:
+                recursively_apply(torch.Tensor.share_memory_, batch)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "The loader's workers have no shared memory left for a batch (/dev/shm; containers have 64 MB): "
+                    "give the container more, for example docker run --shm-size 2g, or read the images without "
+                    "workers: --dataloader_num_workers 0."
+                ) from error
+        return batch
+
+
 class CardTrainer(Trainer):
     """Trainer that tells its data the epoch, and whose card says how the model learned."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.data_collator: Any = _InSharedMemory(self.data_collator)
         self.card: ModelCard | None = None
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(SetEpoch(self.train_dataset))
