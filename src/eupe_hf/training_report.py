@@ -63,6 +63,8 @@ def finish_tasks(
 ) -> str:
     """Evaluate once more, and save the model (merged, if asked), processor, results, curve and card; push, if asked.
 
+    The trainer leaves the group of processes with it, and is not to be used any more.
+
     Args:
         trainer: After training.
         model: Options of the run.
