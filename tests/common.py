@@ -109,6 +109,18 @@ def run_script(script: str | Path, *arguments: str | Path, folder: Path, offline
     return Finished(1 if told else code or 0, out.getvalue(), err.getvalue() + told)
 
 
+def fill_shared_memory(monkeypatch: pytest.MonkeyPatch, tried: Path) -> None:
+    """Refuse shared memory to torch, in this process and in the workers that it forks; `tried` says that one asked."""
+
+    def refuse(tensor: torch.Tensor) -> torch.Tensor:
+        tried.touch()
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    # torch's own way, in a thread whose error nobody hears: the main process would wait for ever
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+
+
 def tiny_config(family: str, **overrides: Any) -> EupeConfig:
     """An encoder of this family that runs in milliseconds and has every kind of tensor."""
     if family == "vit":

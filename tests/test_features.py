@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import FAMILIES, tiny_config
+from common import FAMILIES, fill_shared_memory, tiny_config
 from PIL import Image
 
 from eupe_hf import EupeImageProcessorPil, EupeModel, feature_files, features
@@ -118,15 +118,8 @@ def test_full_shared_memory_gives_the_same_features(
 ) -> None:
     model, processor = model_and_processor()
     paths, tried = find_images([folder]), tmp_path / "tried"
-
-    def refuse(tensor: torch.Tensor) -> torch.Tensor:
-        tried.touch()
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
     save_features(model, processor, paths, tmp_path / "expected.safetensors", batch_size=2, num_workers=num_workers)
-    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)  # the workers are forks of this process
-    # torch's own way, in a thread whose error nobody hears: the main process would wait for ever
-    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    fill_shared_memory(monkeypatch, tried)
     save_features(model, processor, paths, tmp_path / "found.safetensors", batch_size=2, num_workers=num_workers)
     found, expected = (read_features(tmp_path / f"{name}.safetensors") for name in ("found", "expected"))
     assert tried.exists() == (num_workers > 0)

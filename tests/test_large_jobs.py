@@ -4,7 +4,6 @@
 import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import ROOT, tiny_config
+from common import ROOT, run_script, tiny_config
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -171,12 +170,11 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def refusal(script: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> str:
+def refusal(script: str, *arguments: object, folder: Path) -> str:
     """What an example says when it gives up, run in this process."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
-    return str(ended.value.code)
+    result = run_script(ROOT / "examples" / script, *map(str, arguments), folder=folder)
+    assert result.returncode and not result.stdout
+    return result.stderr.strip()
 
 
 def assert_same_features(found: Path, job: Path) -> None:
@@ -196,9 +194,7 @@ def assert_search_finds_itself(index: Path, job: Path) -> None:
 
 
 @pytest.mark.parametrize("job", ["convnext"], indirect=True)
-def test_datasets_in_processes_and_shards_gives_the_same_features(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_datasets_in_processes_and_shards_gives_the_same_features(job: Path, tmp_path: Path) -> None:
     command = ["--output", tmp_path / "out", "--model", job / "encoder", "--num_proc", 2, "--num_shards", 2, "--index"]
     script = ROOT / "examples" / "features_datasets.py"
     shards = [run(script, job / "images", *command, index, home=tmp_path) for index in (0, 1)]
@@ -209,27 +205,25 @@ def test_datasets_in_processes_and_shards_gives_the_same_features(
     assert sum(left_out) == 2
     assert_same_features(tmp_path / "out", job)
     assert_search_finds_itself(tmp_path / "out", job)
-    told = refusal(script.name, job / "images", *command, 1, monkeypatch=monkeypatch)
+    told = refusal(script.name, job / "images", *command, 1, folder=tmp_path)
     assert told.endswith(f"{names[1]} is there already: remove it to compute it anew.")
 
 
 @pytest.mark.parametrize("job", ["convnext"], indirect=True)
-def test_datasets_answers_mistakes_by_a_sentence(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_datasets_answers_mistakes_by_a_sentence(job: Path, tmp_path: Path) -> None:
     command = ["--output", tmp_path / "out", "--model", job / "encoder", "--num_shards"]
-    told = refusal("features_datasets.py", job / "images", *command, 100, monkeypatch=monkeypatch)
+    told = refusal("features_datasets.py", job / "images", *command, 100, folder=tmp_path)
     assert told == "features_datasets.py: There are 41 images: --num_shards can't be 100."
-    told = refusal("features_datasets.py", job / "nothing", *command, 1, monkeypatch=monkeypatch)
+    told = refusal("features_datasets.py", job / "nothing", *command, 1, folder=tmp_path)
     assert told == f"features_datasets.py: There is no file or folder {job / 'nothing'}."
-    refusal("features_datasets.py", job / "images", *command, 2, "--index", 2, monkeypatch=monkeypatch)
-    assert "--index must lie between 0 and --num_shards - 1, which is 1" in capsys.readouterr().err
+    told = refusal("features_datasets.py", job / "images", *command, 2, "--index", 2, folder=tmp_path)
+    assert "--index must lie between 0 and --num_shards - 1, which is 1" in told
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 @pytest.mark.parametrize("job", ["vit"], indirect=True)
-def test_ray_gives_the_same_features(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gives_the_same_features(job: Path, tmp_path: Path) -> None:
     # with half a core reading runs apart from encoding, as with a GPU; a batch of one is empty where that is damaged
     command = ["--output", tmp_path / "out", "--model", job / "encoder", "--cpus", 0.5, "--batch_size", 1]
     script = ROOT / "examples" / "features_ray.py"
@@ -239,7 +233,7 @@ def test_ray_gives_the_same_features(job: Path, tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.glob(".out*"))
     assert_same_features(tmp_path / "out", job)
     assert_search_finds_itself(tmp_path / "out", job)
-    told = refusal(script.name, job / "images", *command, monkeypatch=monkeypatch)
+    told = refusal(script.name, job / "images", *command, folder=tmp_path)
     assert told == f"features_ray.py: {tmp_path / 'out'} is there already: remove it, or name another folder."
 
 

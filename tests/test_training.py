@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from common import fill_shared_memory
 from matplotlib.figure import Figure
 from modeling_common import tiny_config
 from PIL import Image
@@ -452,12 +453,7 @@ def test_bad_input_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) ->
 def test_full_shared_memory_ends_training_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    def refuse(tensor: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)  # the workers are forks of this process
-    # torch's own way, in a thread whose error nobody hears: the main process would wait for ever
-    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    fill_shared_memory(monkeypatch, tmp_path / "tried")
     model = EupeForImageClassification(tiny_config("vit", num_labels=2))
     rows = [{"pixel_values": torch.rand(3, 32, 32), "labels": i % 2} for i in range(4)]
     options = {"max_steps": 1, "use_cpu": True, "report_to": "none", "dataloader_num_workers": num_workers}

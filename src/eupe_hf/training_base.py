@@ -85,7 +85,8 @@ class SetEpoch(TrainerCallback):
 class _InSharedMemory:
     """A collator whose batches lie in shared memory before a loader's worker lets go of them.
 
-    torch would move them after that, where an error is lost, and training would wait for ever.
+    torch would move them after that, where an error is lost, and training would wait for ever. Arrays instead, as of
+    `data.hand_over`, are not for the Trainer: it counts labels in tensors, and would pass over others without a word.
     """
 
     def __init__(self, collate: Callable[[Any], Any]):
