@@ -12,9 +12,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
-from eupe_hf.checkpoints import PROJECTOR_FILE
 from eupe_hf.conversion import OptionError, convert
-from eupe_hf.heads import TASKS
+from eupe_hf.conversion.checkpoints import PROJECTOR_FILE
+from eupe_hf.conversion.upstream_heads import TASKS
 from eupe_hf.variants import VARIANTS
 
 

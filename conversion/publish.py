@@ -19,9 +19,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from eupe_hf.configuration_eupe import WEIGHTS_LICENSE
 from eupe_hf.conversion import OptionError, check_head_options, convert
 from eupe_hf.hub import fetch
+from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
 from eupe_hf.variants import VARIANTS, variant_config
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eupe_hf.conversion import verify
-from eupe_hf.verification import format_table
+from eupe_hf.conversion.verification import format_table
 
 
 EXAMPLE = """example:

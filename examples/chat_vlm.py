@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 from transformers import logging as transformers_logging
 
-from eupe_hf.data import read_image
+from eupe_hf.data.rows import read_image
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

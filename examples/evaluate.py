@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import logging
 
 from eupe_hf import EupeBackbone, EupeConfig, EupeForDepthEstimation, EupeForSegmentation, EupeModel, evaluation
-from eupe_hf.data import Rows, load_split
+from eupe_hf.data.loading import load_split
+from eupe_hf.data.rows import Rows
 
 
 EXAMPLE = """examples:

@@ -29,9 +29,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import eupe_hf  # noqa: F401  its classes are known to the Auto classes from here on
-from eupe_hf.data import Rows, load_split
+from eupe_hf.data.loading import load_split
+from eupe_hf.data.rows import Rows
 from eupe_hf.evaluation import EvaluationResult
-from eupe_hf.evaluation_vlm import (
+from eupe_hf.evaluation.vlm import (
     LETTERS,
     SUFFIXES,
     Question,

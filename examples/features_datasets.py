@@ -20,8 +20,9 @@ import torch
 from transformers import logging as transformers_logging
 
 from eupe_hf import EupeModel
-from eupe_hf.checkpoints import staged_file
-from eupe_hf.features import ImageReader, encode_images, find_images, load_encoder, load_processor, write_parquet
+from eupe_hf.features import ImageReader, encode_images, find_images, write_parquet
+from eupe_hf.loading import load_encoder, load_processor
+from eupe_hf.staging import staged_file
 
 
 try:

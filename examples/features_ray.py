@@ -21,16 +21,8 @@ import numpy as np
 import torch
 from transformers import logging as transformers_logging
 
-from eupe_hf.features import (
-    ImageBatch,
-    ImageReader,
-    encode_images,
-    feature_table,
-    find_images,
-    load_encoder,
-    load_processor,
-    read_features,
-)
+from eupe_hf.features import ImageBatch, ImageReader, encode_images, feature_table, find_images, read_features
+from eupe_hf.loading import load_encoder, load_processor
 
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported

@@ -18,18 +18,13 @@ from collections.abc import Sequence
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForImageClassification
-from eupe_hf.augmentation import TrainingRows, training_augmentation
 from eupe_hf.evaluation import ClassificationMetrics
-from eupe_hf.training import (
-    RecipeTrainer,
-    StreamingMetrics,
-    adapt,
-    one_sentence,
-    parse_recipe,
-    predicted_classes,
-)
-from eupe_hf.training_data import load_classification
-from eupe_hf.training_report import finish
+from eupe_hf.training import RecipeTrainer, StreamingMetrics, adapt, one_sentence, parse_recipe
+from eupe_hf.training.augmentation import training_augmentation
+from eupe_hf.training.report import finish
+from eupe_hf.training.rows import TrainingRows
+from eupe_hf.training.tasks.base import predicted_classes
+from eupe_hf.training.tasks.classification import load_classification
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForDepthEstimation
-from eupe_hf.augmentation import training_augmentation
 from eupe_hf.training import RecipeTrainer, StreamingMetrics, adapt, one_sentence, parse_recipe
-from eupe_hf.training_depth import (
+from eupe_hf.training.augmentation import training_augmentation
+from eupe_hf.training.report import finish
+from eupe_hf.training.tasks.depth import (
     DEPTH_DEFAULTS,
     BatchDepthMetrics,
     DepthDataArguments,
@@ -28,7 +29,6 @@ from eupe_hf.training_depth import (
     load_depth,
     resized_depth,
 )
-from eupe_hf.training_report import finish
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

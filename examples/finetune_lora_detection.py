@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForObjectDetection
-from eupe_hf.augmentation import training_augmentation
-from eupe_hf.metrics import require
+from eupe_hf.extras import require
 from eupe_hf.training import StreamingMetrics, adapt, one_sentence, parse_recipe
-from eupe_hf.training_detection import (
+from eupe_hf.training.augmentation import training_augmentation
+from eupe_hf.training.report import finish
+from eupe_hf.training.tasks.detection import (
     DETECTION_DEFAULTS,
     DetectionDataArguments,
     DetectionMetrics,
@@ -30,7 +31,6 @@ from eupe_hf.training_detection import (
     collate_objects,
     load_detection,
 )
-from eupe_hf.training_report import finish
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,8 +21,8 @@ from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForMultiTask
 from eupe_hf.training import adapt, one_sentence, parse_recipe
-from eupe_hf.training_multitask import MULTITASK_DEFAULTS, MultiTaskDataArguments, MultiTaskTrainer, load_tasks
-from eupe_hf.training_report import finish_tasks
+from eupe_hf.training.multitask import MULTITASK_DEFAULTS, MultiTaskDataArguments, MultiTaskTrainer, load_tasks
+from eupe_hf.training.report import finish_tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,18 +19,13 @@ from collections.abc import Sequence
 from transformers import AutoImageProcessor, logging, set_seed
 
 from eupe_hf import EupeForSegmentation
-from eupe_hf.augmentation import TrainingRows, training_augmentation
 from eupe_hf.evaluation import SegmentationMetrics
-from eupe_hf.training import (
-    RecipeTrainer,
-    StreamingMetrics,
-    adapt,
-    one_sentence,
-    parse_recipe,
-    predicted_classes,
-)
-from eupe_hf.training_data import SegmentationDataArguments, load_segmentation
-from eupe_hf.training_report import finish
+from eupe_hf.training import RecipeTrainer, StreamingMetrics, adapt, one_sentence, parse_recipe
+from eupe_hf.training.augmentation import training_augmentation
+from eupe_hf.training.report import finish
+from eupe_hf.training.rows import TrainingRows
+from eupe_hf.training.tasks.base import predicted_classes
+from eupe_hf.training.tasks.segmentation import SegmentationDataArguments, load_segmentation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,7 +21,8 @@ from transformers import AutoImageProcessor
 from transformers import logging as transformers_logging
 
 from eupe_hf import EupeForImageClassification
-from eupe_hf.data import Rows, load_split
+from eupe_hf.data.loading import load_split
+from eupe_hf.data.rows import Rows
 
 
 try:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers import logging as transformers_logging
 
 from eupe_hf import EupeForMultiTask, EupeMultiTaskConfig
-from eupe_hf.configuration_eupe_multitask import HEAD_FIELDS
+from eupe_hf.models.configuration_eupe_multitask import HEAD_FIELDS
 from eupe_hf.visualization import prediction_picture, rgb_picture, side_by_side
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from transformers import logging as transformers_logging
 
-from eupe_hf.modeling_eupe_multitask import TASK_MODELS
-from eupe_hf.prediction import Predictor
+from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
+from eupe_hf.visualization.predictions import Predictor
 
 
 HERE = Path(__file__).resolve().parent

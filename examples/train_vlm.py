@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from transformers import logging, set_seed
 
 from eupe_hf.training import one_sentence
-from eupe_hf.training_conversations import ConversationCollator, load_conversations
-from eupe_hf.training_vlm import VlmTrainer, adapt_vlm, finish_vlm, load_vlm, parse_vlm
+from eupe_hf.training.conversations import ConversationCollator, load_conversations
+from eupe_hf.training.vlm import VlmTrainer, adapt_vlm, finish_vlm, load_vlm, parse_vlm
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import logging as transformers_logging
 
 from eupe_hf import VARIANTS, EupeBackbone, EupeImageProcessor, EupeModel, convert_checkpoint, variant_config
-from eupe_hf.layouts import from_eupe
+from eupe_hf.conversion.layouts import from_eupe
 from eupe_hf.visualization import heat_picture, mark_patch, pca_rgb, rgb_picture, side_by_side, similarity_map
 
 

@@ -4,7 +4,7 @@
 import torch
 from transformers.image_transforms import center_to_corners_format
 
-from eupe_hf.modeling_eupe_detection_loss import overlap
+from eupe_hf.models.modeling_eupe_detection_loss import overlap
 
 
 NAMES = ("square", "disc", "triangle")

@@ -2,21 +2,20 @@
 """What the tests of config and models share: tiny encoders in which every weight matters, and the golden ones."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from common import raw_weights as raw_weights
+from conftest import SHARED
+from conftest import raw_weights as raw_weights
 from torch import nn
 
 from eupe_hf import EupeBackbone, EupeConfig, EupeModel, variant_config
-from eupe_hf.layouts import to_eupe
+from eupe_hf.conversion.layouts import to_eupe
 from eupe_hf.variants import VARIANTS
 
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = SHARED / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the recorded outputs are not there: {GOLDEN}")
 

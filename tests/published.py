@@ -15,7 +15,7 @@ from hub_server import HubServer, hub_environment
 
 import eupe_hf
 from eupe_hf import EupeModel, variant_config
-from eupe_hf.layouts import from_eupe
+from eupe_hf.conversion.layouts import from_eupe
 
 
 REPO, FILE = "facebook/EUPE-ViT-T", "EUPE-ViT-T.pt"

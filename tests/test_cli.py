@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from common import (
+from conftest import (
     NAMES,
     ROOT,
     assert_raw_came_back,
@@ -35,9 +35,8 @@ from eupe_hf import (
     EupeImageProcessor,
     EupeModel,
     cli,
-    conversion,
 )
-from eupe_hf.checkpoints import Checkpoint, load_checkpoint, read_state_dict
+from eupe_hf.conversion.checkpoints import Checkpoint, load_checkpoint, read_state_dict
 from eupe_hf.lora import lora_config
 
 
@@ -314,7 +313,8 @@ def test_conversion_that_changed_a_tensor_is_told_with_code_1(
         return save_damaged
 
     for name in ("save_model_folder", "save_layout"):
-        monkeypatch.setattr(conversion, name, damage(getattr(conversion, name)))
+        module = sys.modules["eupe_hf.conversion.convert"]
+        monkeypatch.setattr(module, name, damage(getattr(module, name)))
     for target, output in (("eupe", tmp_path / "ours"), ("raw", tmp_path / "back.pt")):
         out, err = difference("convert", models / "EUPE-ViT-T.pt", output, "--to", target)
         assert out == "" and err.endswith(f"{output} differs from its source: do not use it.\n")

@@ -17,7 +17,7 @@ from encoders import SIDES, Encoder, Photograph, framed, load_encoders, open_pho
 from transformers import logging as transformers_logging
 
 from eupe_hf import VARIANTS
-from eupe_hf.modeling_eupe_multitask import TASK_MODELS
+from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
 
 
 try:

@@ -21,8 +21,8 @@ from eupe_hf import (
     EupeMultiTaskConfig,
     variant_config,
 )
-from eupe_hf.modeling_eupe_multitask import TASK_MODELS
-from eupe_hf.prediction import load_task_model
+from eupe_hf.loading import load_task_model
+from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
 from eupe_hf.visualization import heat_picture, mark_patch, pca_rgb, prediction_picture, rgb_picture, similarity_map
 
 

@@ -8,61 +8,61 @@ that `AutoModel.from_pretrained("eupe-s")` works. See `eupe_hf.hub` for what tha
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .hub import register
+from .hub.registry import register
 
 
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
-    from .checkpoints import CheckpointError as CheckpointError
-    from .checkpoints import convert_checkpoint as convert_checkpoint
-    from .configuration_eupe import EupeConfig as EupeConfig
-    from .configuration_eupe_llava import EupeLlavaConfig as EupeLlavaConfig
-    from .configuration_eupe_multitask import EupeMultiTaskConfig as EupeMultiTaskConfig
-    from .configuration_eupe_pyramid import EupePyramidConfig as EupePyramidConfig
-    from .decoders import load_backbone_weights as load_backbone_weights
-    from .heads import convert_head as convert_head
-    from .image_processing_eupe import EupeImageProcessor as EupeImageProcessor
-    from .image_processing_eupe import EupeImageProcessorPil as EupeImageProcessorPil
-    from .modeling_eupe import EupeBackbone as EupeBackbone
-    from .modeling_eupe import EupeModel as EupeModel
-    from .modeling_eupe import EupePreTrainedModel as EupePreTrainedModel
-    from .modeling_eupe_depth import EupeForDepthEstimation as EupeForDepthEstimation
-    from .modeling_eupe_detection import EupeForObjectDetection as EupeForObjectDetection
-    from .modeling_eupe_image_classification import EupeForImageClassification as EupeForImageClassification
-    from .modeling_eupe_llava import EupeLlavaForConditionalGeneration as EupeLlavaForConditionalGeneration
-    from .modeling_eupe_llava import EupeLlavaModel as EupeLlavaModel
-    from .modeling_eupe_multitask import EupeForMultiTask as EupeForMultiTask
-    from .modeling_eupe_pyramid import EupePyramidBackbone as EupePyramidBackbone
-    from .modeling_eupe_segmentation import EupeForSegmentation as EupeForSegmentation
-    from .processing_eupe_llava import EupeLlavaProcessor as EupeLlavaProcessor
+    from .conversion.checkpoints import CheckpointError as CheckpointError
+    from .conversion.convert import convert_checkpoint as convert_checkpoint
+    from .conversion.convert import convert_head as convert_head
+    from .hub.decoders import load_backbone_weights as load_backbone_weights
+    from .models.configuration_eupe import EupeConfig as EupeConfig
+    from .models.configuration_eupe_llava import EupeLlavaConfig as EupeLlavaConfig
+    from .models.configuration_eupe_multitask import EupeMultiTaskConfig as EupeMultiTaskConfig
+    from .models.configuration_eupe_pyramid import EupePyramidConfig as EupePyramidConfig
+    from .models.image_processing_eupe import EupeImageProcessor as EupeImageProcessor
+    from .models.image_processing_eupe import EupeImageProcessorPil as EupeImageProcessorPil
+    from .models.modeling_eupe import EupeBackbone as EupeBackbone
+    from .models.modeling_eupe import EupeModel as EupeModel
+    from .models.modeling_eupe import EupePreTrainedModel as EupePreTrainedModel
+    from .models.modeling_eupe_depth import EupeForDepthEstimation as EupeForDepthEstimation
+    from .models.modeling_eupe_detection import EupeForObjectDetection as EupeForObjectDetection
+    from .models.modeling_eupe_image_classification import EupeForImageClassification as EupeForImageClassification
+    from .models.modeling_eupe_llava import EupeLlavaForConditionalGeneration as EupeLlavaForConditionalGeneration
+    from .models.modeling_eupe_llava import EupeLlavaModel as EupeLlavaModel
+    from .models.modeling_eupe_multitask import EupeForMultiTask as EupeForMultiTask
+    from .models.modeling_eupe_pyramid import EupePyramidBackbone as EupePyramidBackbone
+    from .models.modeling_eupe_segmentation import EupeForSegmentation as EupeForSegmentation
+    from .models.processing_eupe_llava import EupeLlavaProcessor as EupeLlavaProcessor
     from .variants import VARIANTS as VARIANTS
     from .variants import variant_config as variant_config
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "CheckpointError": "checkpoints",
-    "EupeBackbone": "modeling_eupe",
-    "EupeConfig": "configuration_eupe",
-    "EupeForDepthEstimation": "modeling_eupe_depth",
-    "EupeForImageClassification": "modeling_eupe_image_classification",
-    "EupeForMultiTask": "modeling_eupe_multitask",
-    "EupeForObjectDetection": "modeling_eupe_detection",
-    "EupeForSegmentation": "modeling_eupe_segmentation",
-    "EupeImageProcessor": "image_processing_eupe",
-    "EupeImageProcessorPil": "image_processing_eupe",
-    "EupeLlavaConfig": "configuration_eupe_llava",
-    "EupeLlavaForConditionalGeneration": "modeling_eupe_llava",
-    "EupeLlavaModel": "modeling_eupe_llava",
-    "EupeLlavaProcessor": "processing_eupe_llava",
-    "EupeModel": "modeling_eupe",
-    "EupeMultiTaskConfig": "configuration_eupe_multitask",
-    "EupePreTrainedModel": "modeling_eupe",
-    "EupePyramidBackbone": "modeling_eupe_pyramid",
-    "EupePyramidConfig": "configuration_eupe_pyramid",
+    "CheckpointError": "conversion.checkpoints",
+    "EupeBackbone": "models.modeling_eupe",
+    "EupeConfig": "models.configuration_eupe",
+    "EupeForDepthEstimation": "models.modeling_eupe_depth",
+    "EupeForImageClassification": "models.modeling_eupe_image_classification",
+    "EupeForMultiTask": "models.modeling_eupe_multitask",
+    "EupeForObjectDetection": "models.modeling_eupe_detection",
+    "EupeForSegmentation": "models.modeling_eupe_segmentation",
+    "EupeImageProcessor": "models.image_processing_eupe",
+    "EupeImageProcessorPil": "models.image_processing_eupe",
+    "EupeLlavaConfig": "models.configuration_eupe_llava",
+    "EupeLlavaForConditionalGeneration": "models.modeling_eupe_llava",
+    "EupeLlavaModel": "models.modeling_eupe_llava",
+    "EupeLlavaProcessor": "models.processing_eupe_llava",
+    "EupeModel": "models.modeling_eupe",
+    "EupeMultiTaskConfig": "models.configuration_eupe_multitask",
+    "EupePreTrainedModel": "models.modeling_eupe",
+    "EupePyramidBackbone": "models.modeling_eupe_pyramid",
+    "EupePyramidConfig": "models.configuration_eupe_pyramid",
     "VARIANTS": "variants",
-    "convert_checkpoint": "checkpoints",
-    "convert_head": "heads",
-    "load_backbone_weights": "decoders",
+    "convert_checkpoint": "conversion.convert",
+    "convert_head": "conversion.convert",
+    "load_backbone_weights": "hub.decoders",
     "variant_config": "variants",
 }
 

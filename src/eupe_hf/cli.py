@@ -17,7 +17,7 @@ from transformers import logging as transformers_logging
 from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from .configuration_eupe import WEIGHTS_LICENSE
+from .models.configuration_eupe import WEIGHTS_LICENSE
 from .variants import VARIANTS, variant_config
 
 
@@ -102,7 +102,7 @@ def pull(
 
     Example: eupe pull eupe-s
     """
-    from .hub import fetch
+    from .hub.fetch import fetch
 
     typer.echo(fetch(name, revision=revision, force_download=force))
     typer.echo(
@@ -129,7 +129,7 @@ def describe(path: Path) -> dict[str, Any]:
         OSError: There is nothing.
         ValueError: It is nothing of EUPE.
     """
-    from .checkpoints import load_checkpoint
+    from .conversion.checkpoints import load_checkpoint
 
     if path.is_dir() and (path / ADAPTER_CONFIG_NAME).is_file():
         lora = json.loads((path / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
@@ -234,7 +234,7 @@ def verify(
     Example: eupe verify my-eupe-s --against EUPE-ViT-S.pt
     """
     from . import conversion
-    from .verification import format_table
+    from .conversion.verification import format_table
 
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance must be 0 or more, got {tolerance}.")
@@ -261,7 +261,8 @@ def features(
 
     Example: eupe features photos/ --output photos.parquet
     """
-    from .features import find_images, load_encoder, load_processor, save_features
+    from .features.extraction import find_images, save_features
+    from .loading import load_encoder, load_processor
 
     paths = list(map(str, find_images(images)))  # text takes a third of the memory of a Path
     encoder, processor = load_encoder(model), load_processor(model, size)
@@ -289,7 +290,8 @@ def search(
     """
     from tempfile import TemporaryDirectory
 
-    from .features import find_images, load_encoder, load_processor, nearest_images, read_features, save_features
+    from .features import find_images, nearest_images, read_features, save_features
+    from .loading import load_encoder, load_processor
 
     if not query.is_file():
         raise FileNotFoundError(f"There is no image {query}.")
@@ -325,8 +327,8 @@ def predict(
 
     Example: eupe predict my-parts photo.jpg
     """
-    from .features import find_images
-    from .prediction import Predictor
+    from .features.extraction import find_images
+    from .visualization.predictions import Predictor
 
     paths = find_images(images)
     predictor = Predictor(model, task, size, threshold)
@@ -356,8 +358,8 @@ def visualize(
 
     Example: eupe visualize photo.jpg other.jpg --kind pca
     """
-    from .features import find_images
-    from .gallery import draw
+    from .features.extraction import find_images
+    from .visualization.encoders import draw
 
     for saved in draw(find_images(images), kind.value, model, size, patch, layer, output, tile):
         typer.echo(saved)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .configuration_eupe import EupeConfig
+from .models.configuration_eupe import EupeConfig
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import nn
 from transformers import DFineConfig, DFineForObjectDetection, RTDetrV2Config, RTDetrV2ForObjectDetection
 
 from eupe_hf import EupeBackbone, EupeConfig, EupeImageProcessorPil, variant_config
-from eupe_hf.modeling_eupe_detection import EupeDetectionHead, detection_strides
-from eupe_hf.modeling_eupe_pyramid import EupeFeaturePyramid
+from eupe_hf.models.modeling_eupe_detection import EupeDetectionHead, detection_strides
+from eupe_hf.models.modeling_eupe_pyramid import EupeFeaturePyramid
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -22,8 +22,8 @@ import torch
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel, logging
 
 from eupe_hf import VARIANTS, EupeModel, variant_config
-from eupe_hf.checkpoints import dinov3_config
-from eupe_hf.layouts import from_eupe
+from eupe_hf.conversion.checkpoints import dinov3_config
+from eupe_hf.conversion.layouts import from_eupe
 
 
 def make_models(name: str) -> tuple[EupeModel, torch.nn.Module]:

@@ -19,7 +19,7 @@ import torch
 from transformers import logging
 
 from eupe_hf import VARIANTS, EupeModel, variant_config
-from eupe_hf.checkpoints import Checkpoint, save_layout
+from eupe_hf.conversion.checkpoints import Checkpoint, save_layout
 from eupe_hf.variants import get_variant
 
 

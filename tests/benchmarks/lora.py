@@ -30,8 +30,8 @@ from torch import nn
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel, logging
 
 from eupe_hf import VARIANTS, EupeForImageClassification, variant_config
-from eupe_hf.checkpoints import dinov3_config
-from eupe_hf.layouts import from_eupe
+from eupe_hf.conversion.checkpoints import dinov3_config
+from eupe_hf.conversion.layouts import from_eupe
 from eupe_hf.lora import lora_config
 
 

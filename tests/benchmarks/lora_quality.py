@@ -33,15 +33,8 @@ from transformers import PrinterCallback, logging, set_seed
 
 from eupe_hf import EupeConfig, EupeForImageClassification, EupeImageProcessor
 from eupe_hf.evaluation import ClassificationMetrics
-from eupe_hf.training import (
-    RecipeArguments,
-    RecipeTrainer,
-    StreamingMetrics,
-    adapt,
-    parameter_groups,
-    parse_recipe,
-    predicted_classes,
-)
+from eupe_hf.training import RecipeArguments, RecipeTrainer, StreamingMetrics, adapt, parameter_groups, parse_recipe
+from eupe_hf.training.tasks.base import predicted_classes
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

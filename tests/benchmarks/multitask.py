@@ -17,7 +17,7 @@ import time
 import torch
 
 from eupe_hf import VARIANTS, EupeForMultiTask, EupeMultiTaskConfig, variant_config
-from eupe_hf.configuration_eupe_multitask import HEAD_FIELDS
+from eupe_hf.models.configuration_eupe_multitask import HEAD_FIELDS
 
 
 def timed(model: torch.nn.Module, pixels: torch.Tensor) -> float:

@@ -1,0 +1,12 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Short names, download, and the registration with transformers.
+
+What goes here: whatever talks to the Hub or teaches transformers something. Nothing that computes.
+"""
+
+from .fetch import fetch
+from .registry import register
+from .short_names import install_short_names, remove_short_names
+
+
+__all__ = ["fetch", "install_short_names", "register", "remove_short_names"]

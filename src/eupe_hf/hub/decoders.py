@@ -1,0 +1,163 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""EUPE as the backbone of transformers' decoders: UperNet, DPT, Mask2Former, RT-DETR v2, and others of that kind.
+
+A decoder takes `backbone_config=variant_config("eupe-s", out_indices=[...])`. transformers builds the backbone from
+that configuration, with random weights and without a word; `load_backbone_weights` puts pretrained ones there. Images
+are prepared by this package's image processor: of the decoders' own, DPT's normalises otherwise, RT-DETR's not at all.
+
+- UperNet takes four stages of either family.
+- DPT takes tokens, so a ViT alone: `reshape_hidden_states=False` gives it class token and patches without registers.
+  It has no loss of its own. For a ConvNeXt the nearest is `EupeForDepthEstimation`.
+- Mask2Former (strides 4 to 32) and RT-DETR v2 (8 to 32) want maps of several strides: a ConvNeXt has them, a ViT gets
+  them from an `EupePyramidConfig`. Mask2Former warns that it does not list the backbone, and works.
+- The old `backbone="eupe-s"` does not work: transformers looks for that name on the Hub and in timm.
+
+A decoder that was saved is loaded by its own class or its Auto class, in a process that has imported `eupe_hf`. In one
+that has not, transformers fails with `KeyError: 'eupe'` (or 'eupe_pyramid'), and `trust_remote_code` does not help: it
+fetches the code of a whole model, which here is transformers' own, never that of a part. Nor does transformers write
+the licence of EUPE's weights into the card of a decoder that holds them: `decoder_card` makes one with it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import ModelCard
+from torch import nn
+
+from eupe_hf.conversion.checkpoints import load_checkpoint
+from eupe_hf.conversion.layouts import StateDict
+from eupe_hf.models.configuration_eupe import EupeConfig
+from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+from eupe_hf.models.modeling_eupe_saving import encoder_in_words, hub_id, new_card
+from eupe_hf.variants import VARIANTS, find_variant
+
+from .fetch import fetch
+
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+# What the weights were trained for. The rest of a configuration says how the features are used, which the decoder may
+# choose for itself.
+_ARCHITECTURE = (
+    "backbone_type", "num_channels", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "num_register_tokens", "rope_theta", "rope_periods", "depths", "hidden_sizes", "hidden_act",
+    "layer_norm_eps",
+)  # fmt: skip
+
+
+def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwargs: Any) -> _Model:
+    """Put pretrained weights into the EUPE encoder inside a model, whatever else the model consists of.
+
+    Every weight of the encoder is replaced, in the dtype and on the device that it has there; nothing else is touched.
+
+    Args:
+        model: A model that has one EUPE encoder in it, such as transformers' decoders with an EUPE `backbone_config`.
+        name_or_path: A short name ("eupe-s"), a file or folder in any of the three layouts, or a repository on the
+            Hub that holds an EUPE model of this package.
+        **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, as in `from_pretrained`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model has no EUPE encoder, or several, or one of another architecture; the message names the
+            fields that differ. Or the checkpoint is incomplete (`CheckpointError`).
+        OSError: The weights are not to be had.
+
+    Example:
+
+    ```python
+    >>> from transformers import UperNetConfig, UperNetForSemanticSegmentation
+    >>> from eupe_hf import load_backbone_weights, variant_config
+
+    >>> backbone_config = variant_config("eupe-t", out_indices=[3, 6, 9, 12])
+    >>> model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone_config, num_labels=21))
+    >>> model = load_backbone_weights(model, "eupe-t")  # doctest: +SKIP
+
+    ```
+    """
+    encoder = _find_encoder(model)
+    if any(parameter.is_meta for parameter in encoder.parameters()):
+        raise ValueError("The model is on the meta device and has no memory for weights: build it on a real device.")
+    state, config = _read(name_or_path, kwargs)
+    differences = [
+        f"{name} ({ours!r}, the weights have {theirs!r})"
+        for name in _ARCHITECTURE
+        if (ours := getattr(encoder.config, name)) != (theirs := getattr(config, name))
+    ]
+    if differences:
+        raise ValueError(
+            f"The encoder in this {type(model).__name__} is not that of {name_or_path}; it differs in "
+            f"{', '.join(differences)}. Build the model with "
+            f"{_config_call(name_or_path)} as its backbone_config, then load."
+        )
+    encoder.load_state_dict(state)
+    return model
+
+
+def decoder_card(model: nn.Module) -> ModelCard:
+    """A minimal card of a decoder with an EUPE encoder in it: how to load it, and the licence of EUPE's weights.
+
+    transformers saves a decoder without a card, and pushes it with one of its own that names no licence.
+
+    Args:
+        model: A model that has one EUPE encoder in it.
+
+    Returns:
+        The card: `decoder_card(model).save(f"{folder}/README.md")` beside a model that was saved, or
+        `decoder_card(model).push_to_hub(repo_id)` once it is pushed.
+
+    Raises:
+        ValueError: The model has no EUPE encoder, or several.
+    """
+    encoder, name = _find_encoder(model), type(model).__name__
+    return new_card(
+        f"{name}, {encoder_in_words(encoder.config)}",
+        f"transformers' {name} on an Efficient Universal Perception Encoder (EUPE, arXiv 2603.22387), with eupe-hf.",
+        f"""import eupe_hf
+from transformers import {name}
+
+model = {name}.from_pretrained("PATH")""",
+        library_name="transformers",
+        tags=["eupe"],
+        base_model=hub_id(encoder.config.name_or_path),
+    )
+
+
+def _find_encoder(model: nn.Module) -> EupeBackbone | EupeModel:
+    encoders = {
+        name: module for name, module in model.named_modules() if isinstance(module, (EupeBackbone, EupeModel))
+    }
+    if not encoders:
+        raise ValueError(
+            f"This {type(model).__name__} has no EUPE encoder in it: build it with an EupeConfig or EupePyramidConfig "
+            f"as its backbone_config, for example variant_config({next(iter(VARIANTS))!r})."
+        )
+    if len(encoders) > 1:
+        raise ValueError(
+            f"This {type(model).__name__} has {len(encoders)} EUPE encoders ({', '.join(encoders)}): pass the part "
+            "that is meant."
+        )
+    return next(iter(encoders.values()))
+
+
+def _read(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[StateDict, EupeConfig]:
+    """Weights by their names in `EupeModel`, all of them, and their architecture."""
+    if not Path(name_or_path).exists():
+        if find_variant(os.fspath(name_or_path)) is None:
+            # loads nothing incomplete, and explains a name that leads nowhere
+            model = EupeModel.from_pretrained(name_or_path, dtype="auto", **kwargs)
+            return model.state_dict(), model.config
+        name_or_path = fetch(os.fspath(name_or_path), **kwargs)
+    checkpoint = load_checkpoint(name_or_path)
+    return checkpoint.state, checkpoint.config
+
+
+def _config_call(name_or_path: str | os.PathLike) -> str:
+    variant = find_variant(os.fspath(name_or_path))
+    return f"variant_config({variant.name!r})" if variant is not None else "the configuration that lies with them"
+
+
+__all__ = ["decoder_card", "load_backbone_weights"]

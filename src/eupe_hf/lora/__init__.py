@@ -1,0 +1,19 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""LoRA with peft: configurations, loading, cards.
+
+What goes here: whatever needs to know how an adapter is built. Importing it needs peft.
+"""
+
+from .cards import adapter_card
+from .config import TARGETS, EupeLoraConfig, adaptable_layers, load_peft_model, lora_config, new_modules
+
+
+__all__ = [
+    "TARGETS",
+    "EupeLoraConfig",
+    "adaptable_layers",
+    "adapter_card",
+    "load_peft_model",
+    "lora_config",
+    "new_modules",
+]

@@ -1,0 +1,302 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""LoRA on EUPE models with peft: which layers to adapt, and adapters that can be loaded without knowing the head.
+
+Importing this module tells peft the default targets of EUPE models. It needs `pip install 'eupe-hf[train]'`.
+
+What `lora_config` makes is saved with the configuration of the model (`eupe_config.json`) and a card. So the folder of
+such an adapter loads with `from_pretrained` of the class that it was trained with, of the Auto class of the task, and
+with `pipeline(task, model=folder)`. `load_peft_model` gives peft's model instead: to merge it, or to train on.
+
+Without this package, or after `peft.get_peft_model` with a configuration of one's own, transformers knows no more than
+the base: `AutoModelFor...from_pretrained(folder, num_labels=...)` has to say what the head was like. Without the
+package the base must be a folder or repository that holds the code (`save_pretrained` writes it) and a model of the
+same class, loaded with `trust_remote_code=True`; a short name, or the published raw weights, mean nothing there.
+Merged models have no such limits: `load_peft_model(folder).merge_and_unload().save_pretrained(...)`.
+
+In train mode the random factor on a ViT's patch coordinates (`config.pos_embed_rescale`) is at work whenever
+parameters of the encoder learn, those of an adapter too: it is part of how these encoders were trained, and makes an
+adapter serve more than one image size. `None` switches it off, for training at one size or for runs that must be
+comparable. With all adapters disabled or frozen nothing of the encoder learns, and nothing in it is random.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+from eupe_hf.models.modeling_eupe_adapter import Adapter, save_model_config
+from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration
+from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
+from eupe_hf.variants import VARIANTS
+
+from .cards import complete_cards
+
+
+try:
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import constants, save_and_load
+    from peft.utils.other import AuxiliaryTrainingWrapper
+except ImportError as error:
+    raise ImportError("LoRA needs peft: pip install 'eupe-hf[train]'.") from error
+
+
+# Linear layers of the two families by what they do. A ConvNeXt's depthwise convolutions are never adapted: an update
+# of rank r would have more parameters than the layer.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("up_proj", "down_proj", "pointwise_conv1", "pointwise_conv2"),
+}
+
+
+TARGETS["all"] = TARGETS["attention"] + TARGETS["mlp"]
+
+
+# What peft adapts where it is told nothing: as for other ViTs, and in a ConvNeXt the pointwise layers.
+_DEFAULTS = ("q_proj", "v_proj", "pointwise_conv1", "pointwise_conv2")
+
+
+_MODEL_TYPES = ("eupe", "eupe_multitask", "eupe_pyramid")
+
+
+class EupeLoraConfig(peft.LoraConfig):
+    """A `peft.LoraConfig` that saves the configuration of the model, and a card, beside the adapter.
+
+    An adapter folder names its base, which is an encoder and does not know the head. With the configuration beside it
+    `AutoModelForImageClassification.from_pretrained(folder)` builds the right one.
+    """
+
+    def attach(self, model: PreTrainedModel) -> "EupeLoraConfig":
+        """Remember the model whose configuration is to be saved. Returns this configuration."""
+        self._model_config, self._architecture = model.config, type(model).__name__
+        return self
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As in peft, which calls this last; then the model's configuration, and the card."""
+        super().save_pretrained(save_directory, **kwargs)
+        save_model_config(self._model_config, self._architecture, save_directory)
+        complete_cards(save_directory)
+
+
+def lora_config(
+    model: PreTrainedModel,
+    r: int = 16,
+    alpha: float | None = None,
+    targets: str | Sequence[str] | None = None,
+    dropout: float = 0.0,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+    **kwargs: Any,
+) -> EupeLoraConfig:
+    """Which layers of an EUPE model to adapt, and which to train and save as they are, for `peft.get_peft_model`.
+
+    Adapted are linear layers of the EUPE encoder, wherever it sits in the model, and nothing else. What is new, all
+    that is not the encoder, is trained in full and saved with the adapter, batch-norm statistics included. A head that
+    is frozen is left out: it must be in the base that the adapter is loaded on.
+
+    For several adapters with heads of one shape, add one adapter each, and switch with `set_adapter`. Heads of other
+    shapes need a multi-task model, with `modules_to_save=["heads.NAME"]` for the adapter that goes with each.
+
+    Args:
+        model: The model: an encoder, a task model, a multi-task model, or a decoder of transformers on `EupeBackbone`;
+            also one that peft has wrapped, for a further adapter.
+        r: Rank of the updates.
+        alpha: Scale of the updates: they are multiplied by alpha / r, or alpha / sqrt(r) with `use_rslora`. By default
+            `2 * r`, or `r` with `use_rslora`.
+        targets: "attention" (the ViTs' query, key, value and output projections), "mlp" (the ViTs' MLPs, the
+            ConvNeXts' pointwise layers), "all", or names of layers ("q_proj", ...). By default "attention" for a ViT
+            and "mlp" for a ConvNeXt.
+        dropout: Share of the inputs of each update that is dropped in training.
+        use_dora: Weight-decomposed updates (DoRA, arXiv 2402.09353): slower, often better at small ranks.
+        use_rslora: Rank-stabilised scale (arXiv 2312.03732): for large ranks.
+        **kwargs: Other fields of `peft.LoraConfig`. `modules_to_save` replaces what is found to be new.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: The model has no EUPE encoder, one of the targets matches none of its layers (the message lists
+            what there is), or peft could not save the new parts.
+
+    Example:
+
+    ```python
+    >>> import peft
+    >>> from eupe_hf import EupeForImageClassification, variant_config
+    >>> from eupe_hf.lora import lora_config
+
+    >>> model = EupeForImageClassification(variant_config("eupe-t", num_labels=10))
+    >>> model = peft.get_peft_model(model, lora_config(model, r=8))
+    >>> model.get_nb_trainable_parameters()
+    (149386, 5641172)
+
+    ```
+    """
+    if "target_modules" in kwargs:
+        raise ValueError("lora_config finds target_modules itself: name the layers with targets=[...].")
+    model = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    names = _target_names(model, targets)
+    prefixes = "|".join(re.escape(f"{name}." if name else "") for name in _encoders(model))
+    fields: dict[str, Any] = {
+        "target_modules": rf"(?:{prefixes})encoder\.(?:layers|stages)\..*\.(?:{'|'.join(map(re.escape, names))})",
+        "modules_to_save": kwargs.pop("modules_to_save")
+        if "modules_to_save" in kwargs
+        else new_modules(model) or None,
+        "lora_alpha": alpha if alpha is not None else (r if use_rslora else 2 * r),
+        "lora_dropout": dropout,
+    }
+    config = EupeLoraConfig(r=r, use_dora=use_dora, use_rslora=use_rslora, **fields, **kwargs)
+    return config.attach(model)
+
+
+def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> peft.PeftModel:
+    """Base, head and adapter as peft's model: to merge it (`merge_and_unload`), or to go on training.
+
+    `peft.PeftModel.from_pretrained(model, source)` does the same for a model that is there already, but what it gives
+    is saved without the configuration of the model.
+
+    Args:
+        source: Folder or Hub repository of an adapter that was made with `lora_config`.
+        is_trainable: The adapter and the head will be trained on.
+        **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder` of the adapter.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        OSError: The base is not to be had.
+        ValueError: The adapter has no configuration of its model beside it, is damaged, or does not fit its base.
+    """
+    adapter = Adapter(source, kwargs)
+    classes: list[Any] = [EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values()]
+    classes += [EupeLlavaForConditionalGeneration]
+    model_class = next((known for known in classes if known.__name__ == adapter.architecture), None)
+    if model_class is None:
+        raise ValueError(
+            f"{source} does not say which EUPE model it is for ({adapter.architecture or 'no eupe_config.json'}). "
+            "Build that model, and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
+        )
+    options = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+    if model_class is EupeLlavaForConditionalGeneration:  # its base is whole, there is no head to be found
+        model = model_class.from_pretrained(adapter.base, **options)
+    else:
+        model, _ = model_class._base_of_adapter(adapter, adapter.base, True, **options)
+    adapter.check(model)
+    config = EupeLoraConfig(**peft.LoraConfig.from_pretrained(source, **kwargs).to_dict()).attach(model)
+    return peft.PeftModel.from_pretrained(model, source, config=config, is_trainable=is_trainable, **kwargs).eval()
+
+
+def adaptable_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers of the EUPE encoders in a model.
+
+    Raises:
+        ValueError: There is no EUPE encoder in the model.
+    """
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, encoder in _encoders(model).items()
+        for name, module in encoder.named_modules()
+        if re.match(r"encoder\.(?:layers|stages)\.", name) and ".base_layer" not in name and ".lora_" not in name
+        # of a layer that has an adapter already, what that is wrapped around
+        if isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear)
+    ]
+
+
+def new_modules(model: nn.Module) -> list[str]:
+    """Names of the parts of a model that are new: all but the EUPE encoders and what is frozen.
+
+    Raises:
+        ValueError: Parameters that lie in no such part.
+    """
+    # an ending that peft would find in other places as well is of no use: then the parts of the part are named
+    names = list(_new_modules(model, "", set(_encoders(model).values())))
+    while ambiguous := next((name for name in names if _unwanted(model, name)), None):
+        module = model.get_submodule(ambiguous)
+        parts = [
+            f"{ambiguous}.{part}" for part, child in module.named_children() if any(True for _ in child.parameters())
+        ]
+        if not parts or any(True for _ in module.parameters(recurse=False)):
+            raise ValueError(
+                f"peft finds parts by the ending of their names, and would train {ambiguous} and "
+                f"{_unwanted(model, ambiguous)[0]} apart, whether or not they are one and the same. Pass "
+                "modules_to_save with what you want to train, e.g. modules_to_save=[] for the adapter alone."
+            )
+        place = names.index(ambiguous)
+        names[place : place + 1] = parts
+    return names
+
+
+def _new_modules(module: nn.Module, name: str, encoders: set[nn.Module]) -> Iterator[str]:
+    if module in encoders:
+        return
+    if isinstance(module, AuxiliaryTrainingWrapper):  # by an adapter that the model has
+        yield name
+        return
+    holds_encoder = any(part in encoders for part in module.modules())
+    # heads in a dictionary are frozen and trained one by one
+    if not holds_encoder and not isinstance(module, nn.ModuleDict):
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            yield name
+        return
+    for part, _ in module.named_parameters(recurse=False):
+        raise ValueError(f"{f'{name}.' if name else ''}{part} is new, but peft can save whole modules only.")
+    for part, child in module.named_children():
+        yield from _new_modules(child, f"{name}.{part}" if name else part, encoders)
+
+
+def _unwanted(model: nn.Module, name: str) -> list[str]:
+    """What else peft would take for the part of this name: to save it, or to keep adapters out of it."""
+    anywhere = re.compile(rf"(?:.*\.)?{name}(?:\..*)?")
+    return [
+        other
+        for other, _ in model.named_modules(remove_duplicate=False)
+        if other != name and (other.endswith(name) or (anywhere.fullmatch(other) and not other.startswith(f"{name}.")))
+    ]
+
+
+def _encoders(model: nn.Module) -> dict[str, EupeBackbone | EupeModel]:
+    found = {name: part for name, part in model.named_modules() if isinstance(part, (EupeBackbone, EupeModel))}
+    if not found:
+        raise ValueError(f"This {type(model).__name__} has no EUPE encoder in it; LoRA targets are layers of one.")
+    return found
+
+
+def _target_names(model: nn.Module, targets: str | Sequence[str] | None) -> list[str]:
+    there = sorted({name.rpartition(".")[2] for name in adaptable_layers(model)})
+    if targets is None:
+        targets = "attention" if "q_proj" in there else "mlp"
+    if isinstance(targets, str) and targets in TARGETS:
+        names, unknown = [name for name in TARGETS[targets] if name in there], []
+    else:
+        names = [targets] if isinstance(targets, str) else list(targets)
+        unknown = [name for name in names if name not in there]
+    if unknown or not names:
+        raise ValueError(
+            f"targets={targets!r}: {', '.join(map(repr, unknown)) or 'nothing of it'} matches no linear layer of the "
+            f"encoder in this {type(model).__name__}; it has {', '.join(there)}. All of them are targets='all'."
+        )
+    return names
+
+
+def register() -> None:
+    """Tell peft the default targets of EUPE models, and that a short name is no repository on the Hub."""
+    for model_type in _MODEL_TYPES:
+        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type] = list(_DEFAULTS)
+    original = save_and_load.check_file_exists_on_hf_hub
+    if getattr(original, "_answers_short_names", False):
+        return
+
+    def check_file_exists_on_hf_hub(repo_id: str, filename: str, **kwargs: Any) -> bool | None:
+        return False if repo_id in VARIANTS else original(repo_id, filename, **kwargs)
+
+    vars(check_file_exists_on_hf_hub)["_answers_short_names"] = True
+    save_and_load.check_file_exists_on_hf_hub = check_file_exists_on_hf_hub
+
+
+register()
+
+
+__all__ = ["TARGETS", "EupeLoraConfig", "adaptable_layers", "load_peft_model", "lora_config", "new_modules"]

@@ -1,0 +1,279 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Adapters in `from_pretrained`: the head that one was trained with, and a sentence for one that does not fit."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import load_state_dict_from_file
+from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
+from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available, logging
+
+
+# In the folder of an adapter: the configuration of the model that it was trained on. It must not be named config.json,
+# or transformers would take the folder for a complete model.
+ADAPTER_CONFIG_NAME = "eupe_config.json"
+
+
+_WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+_PREFIX = "base_model.model."  # of all names in such a file
+
+
+_OPTIONS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "force_download")
+
+
+# What models call the parts that are no encoder.
+_HEADS = ("head", "heads")
+
+
+# Both are the bare encoder, with the same names.
+_ENCODERS = frozenset(("EupeModel", "EupeBackbone"))
+
+
+@dataclass
+class Adapter:
+    """A folder, or repository on the Hub, with an adapter that peft saved.
+
+    Args:
+        source: The folder or repository.
+        options: `revision`, `token`, ..., of `transformers.utils.cached_file`.
+        is_resolved: The base was found already, and is what `from_pretrained` was called with.
+    """
+
+    source: str | os.PathLike
+    options: dict[str, Any] = field(default_factory=dict)
+    is_resolved: bool = False
+
+    @classmethod
+    def find(cls, source: str | os.PathLike | None, kwargs: dict[str, Any]) -> "Adapter | None":
+        """The adapter that `from_pretrained` was asked for; `None` where there is none.
+
+        Args:
+            source: Its first argument.
+            kwargs: Its keyword arguments.
+        """
+        options = {key: kwargs[key] for key in _OPTIONS if key in kwargs}
+        given = kwargs.get("adapter_kwargs") or {}
+        if "_adapter_model_path" in given:  # from the Auto classes; revision and subfolder are those of the base
+            options = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
+            options |= {key: given[key] for key in _OPTIONS if key in given}
+            return cls(given["_adapter_model_path"], options, is_resolved=True)
+        if source is None or not is_peft_available() or Path(source, CONFIG_NAME).is_file():
+            return None  # a complete model may hold an adapter too: that is for transformers
+        return cls(source, options) if find_adapter_config_file(source, **options) is not None else None
+
+    @property
+    def base(self) -> str:
+        """Name or path of the model that the adapter is for.
+
+        Raises:
+            ValueError: None was written down.
+        """
+        path = find_adapter_config_file(self.source, **self.options)
+        base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path") if path else None
+        if not base:
+            raise ValueError(
+                f"The adapter {self.source} does not say which model it is for: base_model_name_or_path in its "
+                "adapter_config.json is empty, as for a model that was not loaded with from_pretrained. Write it "
+                "there, or build the model and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
+            )
+        return base
+
+    @property
+    def architecture(self) -> str | None:
+        """Name of the class that the adapter was trained on; `None` where that was not saved with it."""
+        file = self._file(ADAPTER_CONFIG_NAME)
+        saved = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file is not None else None
+        return saved[0] if saved else None
+
+    def model_config(self, model_class: type[PreTrainedModel]) -> PreTrainedConfig | None:
+        """Configuration of the model that the adapter was trained on; `None` where none lies beside it.
+
+        Raises:
+            ValueError: That model was of another class.
+        """
+        saved = self.architecture
+        if saved is None:
+            return None
+        names = {known.__name__ for known in model_class.__mro__}  # a subclass of the class will do
+        if saved not in names and not (saved in _ENCODERS and names & _ENCODERS):
+            raise ValueError(
+                f"The adapter {self.source} was trained on an {saved}, and cannot be loaded as "
+                f"{model_class.__name__}: load it with the class, or Auto class, that it was made with."
+            )
+        return model_class.config_class.from_json_file(self._file(ADAPTER_CONFIG_NAME))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors by the names they have in the model; empty where the file is none of safetensors.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        file = self._file(_WEIGHTS_NAME)
+        if file is None:
+            return {}
+        # the header alone: its length in 8 bytes, then names, shapes and places in the rest of the file
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            text = stream.read(length) if length <= size else b""
+        try:
+            header = json.loads(text)
+        except ValueError:
+            header = {}
+        header.pop("__metadata__", None)
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if not header or size != expected:
+            announced = f"{expected} bytes were announced, {size} are there" if header else "its header is unreadable"
+            raise ValueError(
+                f"The adapter file {file} is damaged, as if cut off while it was copied: {announced}. Copy it again."
+            )
+        return {name.removeprefix(_PREFIX): tuple(entry["shape"]) for name, entry in header.items()}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse an adapter that does not fit a model, before anything is loaded.
+
+        Raises:
+            ValueError: The adapter has layers that the model has not, or of other sizes; or its file is damaged.
+        """
+        for name, shape in self.shapes().items():
+            layer, _, part = name.partition(".lora_")
+            try:
+                module = reduce(getattr, layer.split("."), model)
+            except AttributeError:
+                self._refuse(model, f"it is for {layer}, which the model has not")
+            module = getattr(module, "base_layer", module) if part else module  # another adapter may be there
+            here = tuple(module.weight.shape if part else module.shape)
+            if part and isinstance(module, nn.Linear):  # one of four bits keeps its weight in another shape
+                here = (module.out_features, module.in_features)
+            side = {"A": 1, "B": 0}.get(part[:1]) if part.endswith(".weight") else None
+            if (side is not None and shape[side] != here[side]) or (not part and shape != here):
+                self._refuse(model, f"{name} is {list(shape)} in it, and the model's {layer} is {list(here)}")
+
+    @torch.no_grad()
+    def load_magnitudes(self, model: nn.Module, missing_keys: set[str]) -> None:
+        """Load the magnitudes of DoRA, which transformers passes over: it does not know the name they are saved by.
+
+        Args:
+            model: The model, with the adapter.
+            missing_keys: Names that transformers found nothing for; what is loaded here is taken out.
+        """
+        wanted = {key for key in missing_keys if ".lora_magnitude_vector." in key}
+        file = self._file(_WEIGHTS_NAME) or self._file("adapter_model.bin") if wanted else None
+        saved = {} if file is None else load_state_dict_from_file(file)
+        for key in wanted:
+            tensor = saved.get(f"{_PREFIX}{key.rpartition('.lora_magnitude_vector')[0]}.lora_magnitude_vector")
+            if tensor is not None:
+                model.get_parameter(key).copy_(tensor)
+                missing_keys.remove(key)
+
+    def check_base(self, model: nn.Module, loading_info: dict[str, Any]) -> None:
+        """Refuse a base that is not the one, or from which a part is missing.
+
+        Args:
+            model: The model, without the adapter.
+            loading_info: What was neither in the base nor is in the adapter, and what of the base was left over.
+
+        Raises:
+            ValueError: As above.
+        """
+        missing = sorted(loading_info["missing_keys"])
+        if missing:
+            self._refuse(
+                model,
+                f"{missing[0]} is neither in the base nor in the adapter. A head that was frozen while the adapter "
+                "was trained is not in it: save the model with that head, and name it as the base",
+            )
+        left_over = sorted(key for key in loading_info["unexpected_keys"] if "encoder." in key)
+        if left_over:
+            self._refuse(model, f"the base has {left_over[0]}, which the model that it was trained on had not")
+
+    def explain(self, base: str | os.PathLike, error: Exception) -> Exception:
+        """What to raise where the base could not be loaded."""
+        if isinstance(error, OSError):
+            return OSError(
+                f"The adapter {self.source} is for {os.fspath(base)!r}, which is not to be had: {error}\nIf the base "
+                "has moved, change base_model_name_or_path in the adapter's adapter_config.json."
+            )
+        return ValueError(
+            f"The adapter {self.source} does not fit {os.fspath(base)!r}, which it names as its base: the weights "
+            f"there are those of another architecture than the one in its {ADAPTER_CONFIG_NAME}. {error}"
+        )
+
+    def _refuse(self, model: nn.Module, why: str) -> None:
+        raise ValueError(
+            f"The adapter {self.source} does not fit this {type(model).__name__}: {why}. An adapter can only be "
+            "loaded on the model that it was trained on, or an equal one."
+        )
+
+    def _file(self, name: str) -> Path | None:
+        file = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.options)
+        return None if file is None else Path(file)
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep transformers from reporting as missing from the base what the adapter brings, and DoRA's magnitudes.
+
+    What is really missing is an error here, not a line in a report.
+    """
+
+    def is_no_report(record: Any) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    loggers = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", "integrations.peft")]
+    for logger in loggers:
+        logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_no_report)
+
+
+def without_heads(quantization_config: Any) -> Any:
+    """The same quantization for the encoder alone, unless it says which parts it leaves out.
+
+    transformers leaves out the output layer of language models and no other head.
+
+    Args:
+        quantization_config: As for `from_pretrained`, for example a `transformers.BitsAndBytesConfig`.
+
+    Returns:
+        A copy.
+    """
+    is_dict = isinstance(quantization_config, dict)
+    chosen = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else copy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes, and most of the others
+        if getattr(chosen, name, ()) is None:
+            setattr(chosen, name, list(_HEADS))
+    return chosen
+
+
+def save_model_config(config: PreTrainedConfig, architecture: str, folder: str | os.PathLike) -> None:
+    """Write the configuration of the model that an adapter is for beside the adapter.
+
+    Args:
+        config: The configuration; it stays as it is.
+        architecture: Name of the class of the model.
+        folder: Folder of the adapter.
+    """
+    saved = type(config).from_dict(config.to_dict())
+    saved.architectures = [architecture]
+    vars(saved).pop("quantization_config", None)  # of the base in this run; the adapter serves any other as well
+    saved.to_json_file(Path(folder) / ADAPTER_CONFIG_NAME, use_diff=False)
+
+
+__all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "save_model_config", "without_heads", "without_load_report"]

@@ -1,0 +1,331 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Conversations about images to train on: LLaVA's JSON or `datasets`, checked and measured before the first step.
+
+Needs `pip install 'eupe-hf[train]'`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from eupe_hf.data.checks import readable, skip
+from eupe_hf.data.loading import evenly, load_split
+from eupe_hf.data.rows import UnreadableError, read_image
+from eupe_hf.data.splits import hold_out
+from eupe_hf.extras import require
+from eupe_hf.models.processing_eupe_llava import EupeLlavaProcessor
+
+
+IGNORED = -100  # transformers' label of tokens that are not learned
+
+
+_ROLES = {"human": "user", "gpt": "assistant"}  # LLaVA's words
+
+
+_MEASURED = 1000  # conversations that are tokenized at once to count their tokens
+
+
+@dataclass
+class ConversationArguments:
+    """What to train on: LLaVA's JSON, or conversations that `datasets` reads."""
+
+    dataset: str = field(metadata={"help": "a JSON file as LLaVA's, a Hub id or a folder"})
+    image_folder: str | None = field(
+        default=None, metadata={"help": "where images given by path lie; default: beside the JSON file"}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration, if there are several"})
+    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    held_out: float = field(default=0.0, metadata={"help": "share to measure the loss on at the end"})
+    max_length: int = field(default=2048, metadata={"help": "tokens, images included; longer ones are left out"})
+    limit: int | None = field(default=None, metadata={"help": "take this many conversations, evenly spaced"})
+    strict: bool = field(default=False, metadata={"help": "refuse faulty conversations instead of skipping them"})
+    check: bool = field(default=True, metadata={"help": "open every image once before the first step"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"--held_out must be a share from 0 to below 1, got {self.held_out}.")
+        for name in ("max_length", "limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+
+
+class Conversations(Dataset):
+    """Conversations in transformers' form, each with its images.
+
+    Args:
+        data: Records: `messages` with `role` and `content`, which is a string or a list of parts of the types "text"
+            and "image"; or LLaVA's `conversations` with `from` and `value`. `images` or `image`, one or several, as
+            `datasets` has them undecoded, or as paths.
+        folder: Where images given by path lie.
+        image_token: What stands for an image in a string.
+        decode: Open the images.
+        rows: Numbers of the records, by default all.
+
+    Example:
+
+    ```python
+    >>> from eupe_hf.training.conversations import Conversations
+
+    >>> turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]
+    >>> messages, images = Conversations([{"conversations": turns}])[0]
+    >>> messages[1]
+    {'role': 'assistant', 'content': [{'type': 'text', 'text': 'A cat.'}]}
+
+    ```
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        folder: Path | str = "",
+        image_token: str = "<image>",
+        decode: bool = True,
+        rows: Sequence[int] | None = None,
+    ):
+        self.data, self.folder, self.image_token, self.decode = data, Path(folder), image_token, decode
+        self.rows = range(len(data)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> tuple[list[dict[str, Any]], list[Any]]:
+        record = self.data[self.rows[row]]
+        try:
+            messages = _messages(record, self.image_token)
+            images = [self._locate(image) for image in _images(record)]
+            _check(messages, len(images))
+        except ValueError as error:
+            raise UnreadableError(f"{self.name(row).capitalize()}: {error}") from error
+        if self.decode:
+            images = [read_image(image, f"The image of {self.name(row)}") for image in images]
+        return messages, images
+
+    def _locate(self, image: Any) -> Any:
+        return {"bytes": None, "path": str(self.folder / image)} if isinstance(image, str) else image
+
+    def select(self, rows: Sequence[int]) -> "Conversations":
+        """These conversations alone."""
+        chosen = [self.rows[row] for row in rows]
+        return Conversations(self.data, self.folder, self.image_token, self.decode, chosen)
+
+    def name(self, row: int) -> str:
+        """What messages call a conversation: its number, and its id."""
+        number = self.rows[row]
+        name = self.data[number].get("id")
+        return f"row {number}" if name is None else f"row {number}, id {name!r}"
+
+
+def _messages(record: Mapping[str, Any], image_token: str) -> list[dict[str, Any]]:
+    speaker, said = ("from", "value") if record.get("conversations") else ("role", "content")
+    turns = record.get("conversations") or record.get("messages") or []
+    if not all(isinstance(turn, Mapping) and speaker in turn and turn.get(said) is not None for turn in turns):
+        raise ValueError(f"each turn must have {speaker!r} and {said!r}.")
+    return [
+        {"role": _ROLES.get(turn[speaker], turn[speaker]), "content": _parts(turn[said], image_token)}
+        for turn in turns
+    ]
+
+
+def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
+    """What was said as transformers' chat templates take it."""
+    if not isinstance(content, str):
+        for part in content:
+            text = part.get("text") if part.get("type") == "text" else ""
+            if part.get("type") not in ("text", "image") or not isinstance(text, str):
+                raise ValueError(f"a part of a message must be a text or an image, got the type {part.get('type')!r}.")
+            if image_token in text:
+                raise ValueError(f"{image_token!r} stands in a part that is text: give a part of the type image.")
+        return [{"type": "text", "text": p["text"]} if p["type"] == "text" else {"type": "image"} for p in content]
+    pieces = content.split(image_token)
+    if len(pieces) == 1:
+        return [{"type": "text", "text": content}]
+    parts: list[dict[str, Any]] = []
+    for index, piece in enumerate(pieces):  # the template breaks the line after an image
+        parts += [{"type": "image"}] * (index > 0) + [{"type": "text", "text": piece.strip()}] * bool(piece.strip())
+    # LLaVA's code puts the image before the question, also where the data has it behind
+    return sorted(parts, key=lambda part: part["type"] == "text") if len(pieces) == 2 else parts
+
+
+def _images(record: Mapping[str, Any]) -> list[Any]:
+    given = record.get("images") if record.get("images") is not None else record.get("image")
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _check(messages: list[dict[str, Any]], images: int) -> None:
+    known = ("system", "user", "assistant")
+    if unknown := [message["role"] for message in messages if message["role"] not in known]:
+        raise ValueError(f"the role {unknown[0]!r} is unknown: it must be one of {', '.join([*known, *_ROLES])}.")
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("there is no turn of the assistant to learn.")
+    for answer in answers:
+        if any(part["type"] == "image" for part in answer):
+            raise ValueError("a turn of the assistant holds an image: it can only speak.")
+        if not any(part["text"].strip() for part in answer):
+            raise ValueError("a turn of the assistant is empty.")
+    places = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if places != images:
+        raise ValueError(f"the messages hold {places} image places, and there are {images} images.")
+
+
+# ---- loading ----
+
+
+@dataclass
+class ConversationData:
+    """Conversations to train on, those held out, and the tokens that each has.
+
+    Args:
+        train: To train on.
+        lengths: Tokens of each of these, images included.
+        evaluation: Those held out, if any.
+    """
+
+    train: Conversations
+    lengths: list[int]
+    evaluation: Conversations | None
+
+
+def load_conversations(
+    arguments: ConversationArguments, processor: EupeLlavaProcessor, context: int | None = None, seed: int = 0
+) -> ConversationData:
+    """Read and check conversations, and count their tokens, which opens no image but for `--check`.
+
+    Args:
+        arguments: Options.
+        processor: Of the model.
+        context: Tokens that the language model takes.
+        seed: Of the held-out part.
+
+    Raises:
+        ValueError: No conversation, none that can be used, a chat template that does not mark what the assistant says,
+            and, with `--strict`, a faulty or a too long one.
+    """
+    rows = Conversations(*_records(arguments), processor.image_token)
+    options = processor.image_processor
+    is_one_size = bool(options.do_resize and options.size.height) or options.do_center_crop
+    rows.decode = arguments.check or not is_one_size
+    rows, sizes = readable(rows, arguments.strict, lambda name, cells: _sizes(cells[1], is_one_size))
+    rows.decode = True
+    lengths = _lengths(rows, sizes, processor)
+    limit = min(arguments.max_length, context or arguments.max_length)
+    problems = [
+        f"{rows.name(row).capitalize()} has {length:,} tokens, more than {limit:,}." if length > limit else None
+        for row, length in enumerate(lengths)
+    ]
+    kept = skip(problems, arguments.strict, "used")
+    rows, lengths = rows.select(kept), [lengths[row] for row in kept]
+    if (ConversationCollator(processor)([rows[0]])["labels"] == IGNORED).all():
+        raise ValueError(
+            "The chat template of the processor does not mark what the assistant says with {% generation %}: take the "
+            "one that from_vision_text gives."
+        )
+    held_out = hold_out(None, len(rows), arguments.held_out, seed)
+    if not held_out.any():
+        return ConversationData(rows, lengths, None)
+    kept, held = (~held_out).nonzero()[0].tolist(), held_out.nonzero()[0].tolist()
+    return ConversationData(rows.select(kept), [lengths[row] for row in kept], rows.select(held))
+
+
+def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
+    """The records, and the folder of images given by path."""
+    path = Path(arguments.dataset)
+    folder = Path(arguments.image_folder or (path.parent if path.is_file() else ""))
+    if not folder.is_dir():
+        raise ValueError(f"--image_folder {folder} is no folder.")
+    if not path.is_file():
+        loaded = load_split(arguments.dataset, arguments.train_split, {}, arguments.dataset_config, arguments.limit)
+        return _undecoded(loaded), folder
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path} must hold a list of conversations, as LLaVA's data does.")
+    return evenly(records, arguments.limit), folder
+
+
+def _undecoded(data: Any) -> Any:
+    """The data set with its images as bytes or paths, so that an unreadable one can be named."""
+    datasets = require("datasets")
+    if not {"messages", "conversations"} & set(data.column_names):
+        raise ValueError(
+            f"The data set has no column 'messages' or 'conversations'; it has {', '.join(data.column_names)}."
+        )
+    for column in {"image", "images"} & set(data.column_names):
+        feature = data.features[column]
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    return data
+
+
+def _sizes(images: list[Any], is_one_size: bool) -> list[tuple[int, int]]:
+    """Height and width of images; where the processor makes one size of all, any will do."""
+    if is_one_size:
+        return [(1, 1)] * len(images)
+    return [PIL.ImageOps.exif_transpose(image).size[::-1] for image in images]
+
+
+def _lengths(rows: Conversations, sizes: list[list[tuple[int, int]]], processor: EupeLlavaProcessor) -> list[int]:
+    """Tokens of each conversation, as the collator makes them."""
+    lengths: list[int] = []
+    plain = Conversations(rows.data, rows.folder, rows.image_token, decode=False, rows=rows.rows)
+    for start in logging.tqdm(range(0, len(plain), _MEASURED), desc="counting tokens"):
+        chosen = range(start, min(start + _MEASURED, len(plain)))
+        texts = processor.apply_chat_template([plain[row][0] for row in chosen])
+        begins = processor.tokenizer.bos_token is not None and texts[0].startswith(processor.tokenizer.bos_token)
+        ids = processor.tokenizer(texts, add_special_tokens=not begins)["input_ids"]
+        for row, tokens in zip(chosen, ids, strict=True):
+            counts = processor._get_num_multimodal_tokens(sizes[row] or None).num_image_tokens or []
+            lengths.append(len(tokens) + sum(counts) - len(counts))
+    return lengths
+
+
+# ---- batches ----
+
+
+class ConversationCollator:
+    """Conversations as a batch: padded on the right, with labels on what the assistant says and nothing else.
+
+    What he says includes the token that ends his turn. Nothing is ever truncated.
+
+    Args:
+        processor: Of the model.
+    """
+
+    def __init__(self, processor: EupeLlavaProcessor):
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[tuple[list[dict[str, Any]], list[PIL.Image.Image]]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` (B, tokens), and `pixel_values` of all images of the batch."""
+        batch = self.processor.apply_chat_template(
+            [_with_images(messages, images) for messages, images in rows],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_assistant_tokens_mask=True,
+            processor_kwargs={"padding": True, "padding_side": "right"},
+        )
+        is_said = batch.pop("assistant_masks").bool()
+        return {**batch, "labels": batch["input_ids"].masked_fill(~is_said, IGNORED)}
+
+
+def _with_images(messages: list[dict[str, Any]], images: Sequence[PIL.Image.Image]) -> list[dict[str, Any]]:
+    left = iter(images)
+    return [
+        {**message, "content": [{**p, "image": next(left)} if p["type"] == "image" else p for p in message["content"]]}
+        for message in messages
+    ]
+
+
+__all__ = ["ConversationArguments", "ConversationCollator", "ConversationData", "Conversations", "load_conversations"]

@@ -1,0 +1,264 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""The Trainer of the recipes: what learns, how fast, and how it ends."""
+
+import gc
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils.operations import recursively_apply
+from huggingface_hub import ModelCard
+from torch import nn
+from torch.utils.data import DataLoader, get_worker_info
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers.modeling_utils import PreTrainedModel
+
+from eupe_hf.data.streams import Stream
+from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+
+from .options import ModelArguments, RecipeArguments
+from .rows import StreamedRows, TrainingRows
+
+
+def stream_loader(rows: StreamedRows, collator: Callable[[Any], Any], arguments: "RecipeArguments") -> DataLoader:
+    """Batches of the rows of this process.
+
+    accelerate would have one process read for all, which cuts lists of boxes wrongly, or have each process decode all.
+    """
+    from accelerate.data_loader import prepare_data_loader
+
+    rows.stream.divide(arguments.process_index, arguments.world_size, max(1, arguments.dataloader_num_workers))
+    loader = DataLoader(
+        rows,
+        batch_size=arguments.train_batch_size,
+        collate_fn=collator,
+        num_workers=arguments.dataloader_num_workers,
+        pin_memory=arguments.dataloader_pin_memory,
+        prefetch_factor=arguments.dataloader_prefetch_factor,
+    )
+    # one process: the rows are divided already
+    return prepare_data_loader(
+        loader, arguments.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+    )
+
+
+class SetEpoch(TrainerCallback):
+    """Tells data or a sampler which epoch it is; accelerate does so only in some of its data loaders.
+
+    Args:
+        dataset: What knows `set_epoch`.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Part of the Trainer."""
+        self.dataset.set_epoch(math.floor((state.epoch or 0) + 1e-6))
+
+
+class _InSharedMemory:
+    """A collator whose batches lie in shared memory before a loader's worker lets go of them.
+
+    torch would move them after that, where an error is lost, and training would wait for ever. Arrays instead, as of
+    `data.hand_over`, are not for the Trainer: it counts labels in tensors, and would pass over others without a word.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any]):
+        self.collate = collate
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        if get_worker_info() is not None:
+            try:
+                recursively_apply(torch.Tensor.share_memory_, batch)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "The loader's workers have no shared memory left for a batch (/dev/shm; containers have 64 MB): "
+                    "give the container more, for example docker run --shm-size 2g, or read the images without "
+                    "workers: --dataloader_num_workers 0."
+                ) from error
+        return batch
+
+
+class CardTrainer(Trainer):
+    """Trainer that tells its data the epoch, and whose card says how the model learned."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.data_collator: Any = _InSharedMemory(self.data_collator)
+        self.card: ModelCard | None = None
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(SetEpoch(self.train_dataset))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write our card where the Trainer would write its own, which has neither licence nor loading code."""
+        if self.card is not None and self.is_world_process_zero():
+            self.card.save(Path(self.args.output_dir) / "README.md")
+
+    def end(self) -> None:
+        """Wait for the other processes, and leave their group: the last thing a script does with its trainer."""
+        self.accelerator.wait_for_everyone()
+        # First what DDP wrapped: were it the last to hold a gloo group, torch would wait for the group's threads with
+        # the interpreter locked, and they for the interpreter, for ever (github.com/pytorch/pytorch/issues/56297).
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
+
+
+# ---- model and optimizer ----
+
+
+def adapt(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
+    """Choose what is trained: the model with adapters, with a frozen encoder, or as it is."""
+    if arguments.mode == "probe":
+        model.freeze_backbone()
+    if arguments.mode != "lora":
+        return model
+    from eupe_hf.lora.config import lora_config  # says what to install where peft is missing, and only LoRA needs it
+
+    targets: Any = arguments.targets
+    if targets is not None and len(targets) == 1:
+        (targets,) = targets
+    options = {key: getattr(arguments, key) for key in ("alpha", "dropout", "use_dora", "use_rslora")}
+    config = lora_config(model, r=arguments.rank, targets=targets, **options)
+    import peft
+
+    if arguments.quantize:  # after the configuration, which takes for new what is trained
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return peft.get_peft_model(model, config)
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    layer_decay: float = 1.0,
+    head_learning_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    """Optimizer groups of what a model trains: by depth in the encoder, and with weight decay or without.
+
+    With N blocks (ConvNeXt: stages) the embeddings (stem) learn at `learning_rate * layer_decay ** (N + 1)`, block i,
+    from 0, at `learning_rate * layer_decay ** (N - i)`, and the final norm at `learning_rate`, as in BEiT and MAE.
+    Whatever is not in an EUPE encoder is head. Vectors (norms, biases, layer-scale) and learned tokens never decay.
+
+    Args:
+        model: Any model with an EUPE encoder in it, also one with adapters.
+        learning_rate: Of the encoder's final norm.
+        weight_decay: Of matrices and kernels.
+        layer_decay: Factor from each block to the one below.
+        head_learning_rate: By default `learning_rate`.
+
+    Returns:
+        Groups with `params`, `lr` and `weight_decay`, in the order of the model.
+
+    Raises:
+        ValueError: Nothing is to be trained.
+    """
+    depths: dict[int, float] = {}  # of each parameter of an encoder: how often its rate is decayed
+    for module in model.modules():
+        if isinstance(module, (EupeBackbone, EupeModel)):
+            blocks = len(module.encoder.layers if module.config.backbone_type == "vit" else module.encoder.stages)
+            for name, parameter in module.named_parameters():
+                depths[id(parameter)] = _decays(name, blocks)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = learning_rate if head_learning_rate is None else head_learning_rate
+        if id(parameter) in depths:
+            rate = learning_rate * layer_decay ** depths[id(parameter)]
+        decays = parameter.ndim > 1 and not re.search(r"_tokens?$", name)
+        groups.setdefault((rate, weight_decay if decays else 0.0), []).append(parameter)
+    if not groups:
+        raise ValueError("Nothing is to be trained: every parameter is frozen.")
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+
+
+def _decays(name: str, blocks: int) -> int:
+    if block := re.match(r"encoder\.(?:layers|stages)\.(\d+)\.", name):
+        return blocks - int(block[1])
+    return blocks + 1 if name.startswith(("encoder.embeddings.", "encoder.stem.")) else 0
+
+
+# ---- metrics ----
+
+
+class StreamingMetrics:
+    """`compute_metrics` of a Trainer with `batch_eval_metrics`: counts batch by batch, and starts anew after each run.
+
+    Args:
+        build: Makes metrics with `update(predicted, labels)` and `compute()`, for example `SegmentationMetrics`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import EvalPrediction
+    >>> from eupe_hf.evaluation import ClassificationMetrics
+    >>> from eupe_hf.training import StreamingMetrics
+
+    >>> compute = StreamingMetrics(lambda: ClassificationMetrics(num_labels=2))
+    >>> compute(EvalPrediction(torch.tensor([0, 1]), torch.tensor([0, 0])), compute_result=False)
+    {}
+    >>> compute(EvalPrediction(torch.tensor([1]), torch.tensor([1])), compute_result=True)["mean_accuracy"]
+    0.75
+
+    ```
+    """
+
+    def __init__(self, build: Callable[[], Any]):
+        self.build, self.metrics = build, build()
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """Count one batch of class ids; the metrics with the last one."""
+        self.metrics.update(prediction.predictions, prediction.label_ids)
+        if not compute_result:
+            return {}
+        result, self.metrics = self.metrics.compute(), self.build()
+        return result
+
+
+# ---- trainer ----
+
+
+class RecipeTrainer(CardTrainer):
+    """Trainer with the optimizer groups of `parameter_groups`, early stopping, and a card that says how it learned."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        rows = kwargs.get("train_dataset")
+        if isinstance(rows, TrainingRows) and isinstance(rows.rows, Stream):
+            kwargs["train_dataset"] = StreamedRows(rows)
+        super().__init__(*args, **kwargs)
+        if self.args.early_stopping is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's; of a stream each process reads its own part."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return stream_loader(self.train_dataset, self.data_collator, self.args)
+        return super().get_train_dataloader()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As the Trainer's, with our groups."""
+        if getattr(self, "optimizer", None) is None:
+            model, args = self.model if model is None else model, self.args
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
+            rates = (args.learning_rate, args.weight_decay, args.layer_decay, args.head_learning_rate)
+            self.optimizer = optimizer_class(parameter_groups(model, *rates), **options)
+        return self.optimizer
+
+
+__all__ = [
+    "CardTrainer",
+    "RecipeTrainer",
+    "SetEpoch",
+    "StreamingMetrics",
+    "adapt",
+    "parameter_groups",
+    "stream_loader",
+]

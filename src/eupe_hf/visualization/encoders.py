@@ -1,0 +1,127 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of what an encoder sees in image files; `visualization` draws them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from eupe_hf.features.tiling import tiled_feature_map
+from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+from eupe_hf.variants import check_source
+
+from .pictures import (
+    attention_picture,
+    heat_picture,
+    mark_patch,
+    matches_picture,
+    mutual_matches,
+    pca_rgb,
+    rgb_picture,
+    side_by_side,
+    similarity_map,
+)
+
+
+KINDS = ("pca", "similarity", "attention", "matches")
+
+
+def draw(
+    paths: Sequence[Path],
+    kind: str,
+    model: str = "eupe-s",
+    size: int = 512,
+    patch: tuple[int, int] | None = None,
+    layer: int = -1,
+    output: Path = Path("pictures"),
+    tile: int | None = None,
+) -> Iterator[Path]:
+    """Draw image files as an encoder sees them, one picture each.
+
+    Args:
+        paths: The images.
+        kind: "pca", with one set of components, so that colours agree between the images; "similarity" to one patch;
+            "attention" of the class token, a map per head (ViTs); "matches" between two images.
+        model: A short name, a Hub id or a folder.
+        size: Side in pixels to which images are squashed: larger gives finer maps.
+        patch: Similarity: row and column of the patch, by default above the middle.
+        layer: Attention: the block, from 0, or from the end.
+        output: Folder for the pictures.
+        tile: Encode in tiles of this side in pixels, that overlap by half; `None`: the image as a whole.
+
+    Yields:
+        The pictures, as they are written.
+
+    Raises:
+        OSError: The model is not to be had.
+        ValueError: An unknown kind or name of a model, an image that can't be read, matches of other than two images,
+            attention of a ConvNeXt or in tiles, a patch or a block that is not there, sizes that are no multiples of
+            the stride.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"The kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind == "matches" and len(paths) != 2:
+        raise ValueError(f"Matches are drawn between two images, got {len(paths)}.")
+    if kind == "attention" and tile is not None:
+        raise ValueError("Attention goes over the whole image, not over tiles: leave the tile out.")
+    check_source(model)
+    encoder = (EupeModel if kind == "attention" else EupeBackbone).from_pretrained(model).eval()
+    processor = AutoImageProcessor.from_pretrained(model)
+    options = {"size": {"height": size, "width": size}, "do_center_crop": False, "return_tensors": "pt"}
+    output.mkdir(parents=True, exist_ok=True)
+    photographs, maps = [], []
+    for path in paths:
+        (pixels,) = processor(path, **options, do_normalize=False)["pixel_values"]
+        photographs.append(rgb_picture(pixels.permute(1, 2, 0), (size, size)))
+        with torch.inference_mode():
+            pixel_values = processor(path, **options)["pixel_values"]
+            maps.append(_map(encoder, pixel_values, layer, tile))
+    pictures = _pictures(kind, photographs, maps, patch)
+    for name, picture in zip(_names(paths), pictures, strict=kind != "matches"):
+        target = output / f"{name}-{kind}.png"
+        picture.save(target)
+        yield target
+
+
+def _map(encoder: EupeModel | EupeBackbone, pixel_values: torch.Tensor, layer: int, tile: int | None) -> torch.Tensor:
+    """Feature map (C, H, W), or attention of the class token to the patches, (heads, H, W)."""
+    if isinstance(encoder, EupeBackbone):
+        if tile is not None:
+            return tiled_feature_map(encoder, pixel_values, tile)[0]
+        return encoder(pixel_values).feature_maps[-1][0]
+    (attention,) = encoder.attention_maps(pixel_values, layers=(layer,), queries=[0])
+    grid = [side // encoder.config.patch_size for side in pixel_values.shape[2:]]
+    return attention[0, :, 0, encoder.config.num_prefix_tokens :].unflatten(1, grid)
+
+
+def _pictures(
+    kind: str, photographs: list[Image.Image], maps: list[torch.Tensor], patch: tuple[int, int] | None
+) -> Iterator[Image.Image]:
+    if kind == "matches":
+        (first, second), grids = maps, [(one.shape[1], one.shape[2]) for one in maps]
+        yield matches_picture(photographs[0], photographs[1], mutual_matches(first, second), (grids[0], grids[1]))
+    elif kind == "pca":
+        for photograph, colours in zip(photographs, pca_rgb(torch.stack(maps)), strict=True):
+            yield side_by_side([photograph, rgb_picture(colours, photograph.size)])
+    elif kind == "attention":
+        for photograph, attention in zip(photographs, maps, strict=True):
+            yield attention_picture(attention, photograph)
+    else:
+        for photograph, features in zip(photographs, maps, strict=True):
+            grid = (features.shape[1], features.shape[2])
+            row, column = patch or (grid[0] // 4, grid[1] // 2)
+            heat = heat_picture(similarity_map(features, row, column), photograph)
+            yield side_by_side([mark_patch(one, row, column, grid) for one in (photograph, heat)])
+
+
+def _names(paths: Sequence[Path]) -> Iterator[str]:
+    """File names without extension, numbered where two are the same."""
+    seen: dict[str, int] = {}
+    for path in paths:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        yield path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}"
+
+
+__all__ = ["KINDS", "draw"]

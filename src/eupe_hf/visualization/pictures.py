@@ -1,0 +1,388 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of what an encoder sees (principal components, similarity to a patch) and of what the heads say.
+
+Drawing is done with Pillow, which the package needs anyway; matplotlib was weighed, and would be a large dependency
+for two colour maps.
+"""
+
+import colorsys
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch.nn import functional
+from transformers.utils import ModelOutput
+
+from eupe_hf.models.configuration_eupe import EupeConfig
+from eupe_hf.models.post_processing_eupe import EupePostProcessingMixin
+
+
+# Anchors of the heat colours, from low to high: dark blue, violet, orange, light yellow.
+_HEAT = np.array([(13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], dtype=np.float32)
+
+
+def pca_rgb(feature_maps: torch.Tensor) -> torch.Tensor:
+    """First three principal components of patch features as colours, as in figure 4 of the paper.
+
+    Parts of an image whose features agree get the same colour. The components are found over all images of the batch
+    together, so colours agree between them.
+
+    Args:
+        feature_maps: (B, C, H, W), for example a feature map of `EupeBackbone`. C and B * H * W at least 3.
+
+    Returns:
+        (B, H, W, 3), float32 in [0, 1]: each component between its 1st and 99th percentile. The sign of a component,
+        which PCA leaves open, is chosen so that its largest loading is positive.
+
+    Raises:
+        ValueError: Not a batch of maps, or too few channels or positions for three components.
+    """
+    if feature_maps.ndim != 4:
+        raise ValueError(f"feature_maps must be (batch, channels, height, width), got {tuple(feature_maps.shape)}.")
+    batch, channels, height, width = feature_maps.shape
+    if channels < 3 or batch * height * width < 3:
+        raise ValueError(
+            f"Three components need at least 3 channels and 3 positions, got {channels} and {batch * height * width}; "
+            "use a larger image."
+        )
+    features = feature_maps.detach().float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
+    features = features - features.mean(dim=0)
+    _, _, loadings = torch.linalg.svd(features, full_matrices=False)
+    loadings = loadings[:3]
+    largest = loadings.gather(1, loadings.abs().argmax(dim=1, keepdim=True))
+    components = features @ (loadings * largest.sign()).T  # (B * H * W, 3)
+    low, high = components.quantile(0.01, dim=0), components.quantile(0.99, dim=0)
+    scaled = (components - low) / (high - low).clamp_min(torch.finfo(torch.float32).eps)
+    return scaled.clamp(0, 1).reshape(batch, height, width, 3)
+
+
+def similarity_map(feature_map: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    """Cosine similarity of every patch to one patch.
+
+    Args:
+        feature_map: (C, H, W), one image's map.
+        row: Row of the patch, counted in patches from the top.
+        column: Column of the patch, counted in patches from the left.
+
+    Returns:
+        (H, W), float32 in [-1, 1]; 1 at the patch itself.
+
+    Raises:
+        ValueError: Not one map, or a patch outside it.
+    """
+    if feature_map.ndim != 3:
+        raise ValueError(f"feature_map must be (channels, height, width), got {tuple(feature_map.shape)}.")
+    height, width = feature_map.shape[1:]
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError(f"Patch ({row}, {column}) lies outside the grid of {height} x {width} patches.")
+    features = functional.normalize(feature_map.detach().float().cpu(), dim=0)
+    return torch.einsum("chw,c->hw", features, features[:, row, column])
+
+
+def mutual_matches(first: torch.Tensor, second: torch.Tensor, count: int = 20) -> list[tuple[int, int, int, int]]:
+    """Patches of two images that are each other's nearest, by cosine similarity.
+
+    Args:
+        first: (C, H, W), a feature map of one image.
+        second: (C, h, w), of another.
+        count: How many at most: those that are most similar.
+
+    Returns:
+        (row, column) in the first, then (row, column) in the second, the most similar first.
+
+    Raises:
+        ValueError: Not two maps of one width.
+    """
+    if first.ndim != 3 or second.ndim != 3 or len(first) != len(second):
+        raise ValueError(f"The maps must be (C, H, W) with one C, got {tuple(first.shape)} and {tuple(second.shape)}.")
+    columns, other_columns = first.shape[2], second.shape[2]
+    normed = [functional.normalize(one.detach().float().cpu().flatten(1), dim=0) for one in (first, second)]
+    similarity = normed[0].T @ normed[1]
+    best, nearest = similarity.max(dim=1)
+    is_mutual = similarity.argmax(dim=0)[nearest] == torch.arange(len(nearest))
+    order = best.where(is_mutual, -2).argsort(descending=True)[: min(count, int(is_mutual.sum()))]
+    return [(*divmod(i, columns), *divmod(int(nearest[i]), other_columns)) for i in order.tolist()]
+
+
+def matches_picture(
+    first: Image.Image,
+    second: Image.Image,
+    matches: Sequence[tuple[int, int, int, int]],
+    grids: tuple[tuple[int, int], tuple[int, int]],
+) -> Image.Image:
+    """Two images side by side, with a line from each patch to its match.
+
+    Args:
+        first: One image.
+        second: The other.
+        matches: As `mutual_matches` gives them.
+        grids: Rows and columns of patches of either image.
+    """
+    sheet = side_by_side([first.convert("RGB"), second.convert("RGB")])
+    draw = ImageDraw.Draw(sheet)
+    for number, (row, column, other_row, other_column) in enumerate(matches):
+        start = _centre(first, row, column, grids[0])
+        end = _centre(second, other_row, other_column, grids[1])
+        end = (end[0] + sheet.width - second.width, end[1])
+        colour = class_colour(number + 1)
+        draw.line((*start, *end), fill=colour, width=2)
+        for x, y in (start, end):
+            draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour, outline="white")
+    return sheet
+
+
+def _centre(image: Image.Image, row: int, column: int, grid: tuple[int, int]) -> tuple[float, float]:
+    return (column + 0.5) * image.width / grid[1], (row + 0.5) * image.height / grid[0]
+
+
+def attention_picture(attention: torch.Tensor, image: Image.Image) -> Image.Image:
+    """Where each head of a block looks, as heat over the image: four heads to a row where that fits, else three.
+
+    Args:
+        attention: (heads, H, W), the attention of one token to the patches.
+        image: The picture.
+
+    Raises:
+        ValueError: Not one map per head.
+    """
+    if attention.ndim != 3:
+        raise ValueError(f"attention must be (heads, height, width), got {tuple(attention.shape)}.")
+    pictures = [heat_picture(head, image) for head in attention]
+    columns = 4 if len(pictures) % 4 == 0 else 3
+    rows = [side_by_side(pictures[start : start + columns]) for start in range(0, len(pictures), columns)]
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height + 8 for row in rows) - 8), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * (row.height + 8)))
+    return sheet
+
+
+def rgb_picture(colours: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+    """Picture of an (H, W, 3) array of colours in [0, 1], enlarged to `size` (width, height) in pixels."""
+    array = (colours.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return Image.fromarray(array, "RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _heat_colours(values: torch.Tensor) -> np.ndarray:
+    """(H, W) values, from their lowest to their highest, as (H, W, 3) uint8 colours."""
+    values = values.detach().float().cpu()
+    span = (values.max() - values.min()).clamp_min(torch.finfo(torch.float32).eps)
+    position = ((values - values.min()) / span).numpy() * (len(_HEAT) - 1)
+    lower = np.clip(position.astype(int), 0, len(_HEAT) - 2)
+    share = (position - lower)[..., None]
+    return (_HEAT[lower] * (1 - share) + _HEAT[lower + 1] * share).round().astype(np.uint8)
+
+
+def heat_picture(values: torch.Tensor, image: Image.Image, opacity: float = 0.7) -> Image.Image:
+    """Lay (H, W) values as heat colours over an image: the lowest dark blue, the highest yellow."""
+    heat = Image.fromarray(_heat_colours(values), "RGB").resize(image.size, Image.Resampling.BICUBIC)
+    return Image.blend(image.convert("RGB"), heat, opacity)
+
+
+def class_colour(index: int) -> tuple[int, int, int]:
+    """Colour of a class, (red, green, blue) from 0 to 255: neighbours in number are far apart in hue."""
+    golden_ratio = 0.618034
+    red, green, blue = colorsys.hsv_to_rgb((0.05 + index * golden_ratio) % 1, 0.85, 0.95 if index % 2 else 0.75)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def segmentation_picture(
+    label_map: torch.Tensor, image: Image.Image, id2label: Mapping[int, str], opacity: float = 0.55, entries: int = 12
+) -> Image.Image:
+    """Lay a label map over an image, with a legend of its largest classes below.
+
+    Args:
+        label_map: (H, W) class ids, as `post_process_semantic_segmentation` gives them. Enlarged to the image without
+            mixing classes.
+        image: The picture.
+        id2label: Names of the classes.
+        opacity: Of the colours, 0 to 1.
+        entries: Classes in the legend, at most, by area.
+
+    Returns:
+        The picture, as wide as `image` and higher by the legend.
+    """
+    labels = label_map.detach().cpu().long()
+    ids, counts = labels.unique(return_counts=True)
+    palette: np.ndarray = np.zeros((int(ids.max()) + 1, 3), dtype=np.uint8)
+    for index in ids.tolist():
+        palette[index] = class_colour(index)
+    colours = Image.fromarray(palette[labels.numpy()], "RGB").resize(image.size, Image.Resampling.NEAREST)
+    largest = ids[counts.argsort(descending=True, stable=True)][:entries].tolist()
+    legend = [(class_colour(index), str(id2label.get(index, index))) for index in largest]
+    return _above_legend(Image.blend(image.convert("RGB"), colours, opacity), legend)
+
+
+def depth_picture(depth: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+    """Picture of a depth map with its scale in metres below: near is dark blue, far yellow.
+
+    Args:
+        depth: (H, W) in metres.
+        size: (width, height) of the map in the picture, in pixels.
+    """
+    colours = Image.fromarray(_heat_colours(depth), "RGB").resize(size, Image.Resampling.BICUBIC)
+    width, bar = size[0], 14
+    sheet = Image.new("RGB", (width, size[1] + bar + 30), "white")
+    sheet.paste(colours, (0, 0))
+    scale = _heat_colours(torch.linspace(0, 1, width).expand(bar, width))
+    sheet.paste(Image.fromarray(scale, "RGB"), (0, size[1] + 4))
+    draw = ImageDraw.Draw(sheet)
+    near, far = f"{float(depth.min()):.2f} m", f"{float(depth.max()):.2f} m"
+    draw.text((4, size[1] + bar + 8), near, fill="black", font_size=14)
+    draw.text((width - 4, size[1] + bar + 8), far, fill="black", font_size=14, anchor="ra")
+    return sheet
+
+
+def boxes_picture(image: Image.Image, detections: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
+    """Draw boxes with their classes and scores.
+
+    Args:
+        image: The picture.
+        detections: One entry of what `post_process_object_detection` gives: `boxes` (n, 4) as left, top, right and
+            bottom in pixels of the picture, `labels` (n,) and `scores` (n,).
+        id2label: Names of the classes.
+    """
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    line = max(2, round(max(picture.size) / 250))
+    rows = zip(detections["boxes"].tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True)
+    for box, label, score in sorted(rows, key=lambda row: row[2]):  # the surest on top
+        colour = class_colour(label)
+        draw.rectangle(box, outline=colour, width=line)
+        text = f"{id2label.get(label, label)} {score:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font_size=14)
+        # above the box, but inside the picture
+        corner = (max(min(box[0], picture.width - (right - left) - 7), 0), max(box[1] - (bottom - top) - 6, 0))
+        draw.rectangle((*corner, corner[0] + right - left + 6, corner[1] + bottom - top + 6), fill=colour)
+        draw.text((corner[0] + 3 - left, corner[1] + 3 - top), text, fill="white", font_size=14)
+    return picture
+
+
+def prediction_picture(
+    outputs: ModelOutput,
+    image: Image.Image,
+    processor: EupePostProcessingMixin,
+    config: EupeConfig,
+    threshold: float = 0.5,
+) -> Image.Image:
+    """Picture of what a task model says about one image: classes, label map, depth map or boxes.
+
+    Args:
+        outputs: Of a task model for one image, or an entry of the `predictions` of `EupeForMultiTask`.
+        image: The picture, in its own size.
+        processor: The image processor, for its `post_process_*`.
+        config: Of the task model, for the names of the classes.
+        threshold: Boxes with lower scores are not drawn.
+
+    Raises:
+        ValueError: Outputs of more than one image, or of no task.
+    """
+    main = outputs.get("predicted_depth", outputs.get("logits"))
+    if main is None or len(main) != 1:
+        raise ValueError("prediction_picture draws the output of a task model for one image at a time.")
+    size = [(image.height, image.width)]
+    if "predicted_depth" in outputs:
+        (depth,) = processor.post_process_depth_estimation(outputs, target_sizes=size)
+        return depth_picture(depth["predicted_depth"], image.size)
+    if "pred_boxes" in outputs:
+        (detections,) = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=size)
+        return boxes_picture(image, detections, config.id2label)
+    if main.ndim == 4:
+        (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=size)
+        return segmentation_picture(label_map, image, config.id2label)
+    scores = class_scores(main[0], config)
+    ids = {name: i for i, name in config.id2label.items()}
+    entries = [(class_colour(ids[name]), f"{name} {score:.2f}") for name, score in scores.items()]
+    return _above_legend(image.convert("RGB"), entries)
+
+
+def class_scores(logits: torch.Tensor, config: EupeConfig, count: int = 5) -> dict[str, float]:
+    """The best classes of one image by name, the best first.
+
+    Args:
+        logits: (classes,).
+        config: Of the classifier: names, and whether several classes go together.
+        count: How many at most.
+
+    Returns:
+        Probabilities; of a regression, or a single class, the values as they are.
+    """
+    logits = logits.detach().float().cpu()
+    if config.problem_type == "multi_label_classification":
+        logits = logits.sigmoid()
+    elif config.problem_type != "regression" and config.num_labels > 1:
+        logits = logits.softmax(dim=0)
+    scores, classes = logits.sort(descending=True)
+    best = zip(classes.tolist()[:count], scores.tolist()[:count], strict=True)
+    return {config.id2label[i]: score for i, score in best}
+
+
+def _above_legend(picture: Image.Image, entries: list[tuple[tuple[int, int, int], str]]) -> Image.Image:
+    """A picture with rows of coloured squares and names below it."""
+    row, square, gap = 22, 14, 10
+    measure = ImageDraw.Draw(picture)
+    places: list[tuple[int, int]] = []
+    left, line = 0, 0
+    for _, name in entries:
+        width = square + 5 + round(measure.textlength(name, font_size=14)) + gap
+        if left and left + width > picture.width:
+            left, line = 0, line + 1
+        places.append((left + 4, line))
+        left += width
+    sheet = Image.new("RGB", (picture.width, picture.height + (line + 1) * row + 4), "white")
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for (colour, name), (left, line) in zip(entries, places, strict=True):
+        top = picture.height + 4 + line * row
+        draw.rectangle((left, top + 2, left + square, top + 2 + square), fill=colour, outline="black")
+        draw.text((left + square + 5, top), name, fill="black", font_size=14)
+    return sheet
+
+
+def mark_patch(image: Image.Image, row: int, column: int, grid: tuple[int, int]) -> Image.Image:
+    """Frame one patch of a `grid` (rows, columns) on a copy of an image."""
+    marked = image.convert("RGB")
+    height, width = image.height / grid[0], image.width / grid[1]
+    box = (column * width, row * height, (column + 1) * width - 1, (row + 1) * height - 1)
+    draw = ImageDraw.Draw(marked)
+    draw.rectangle(box, outline="black", width=5)
+    draw.rectangle(box, outline="white", width=3)
+    return marked
+
+
+def side_by_side(pictures: list[Image.Image], caption: str = "") -> Image.Image:
+    """Pictures of equal height in a row, with a caption below where one is given."""
+    gap, footer = 8, 28 if caption else 0
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    height = max(picture.height for picture in pictures)
+    if caption:  # it may say that weights are random: small pictures must not cut it off
+        width = max(width, 2 * gap + math.ceil(ImageDraw.Draw(pictures[0]).textlength(caption, font_size=16)))
+    sheet = Image.new("RGB", (width, height + footer), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + gap
+    if caption:
+        ImageDraw.Draw(sheet).text((gap, height + 4), caption, fill="black", font_size=16)
+    return sheet
+
+
+__all__ = [
+    "attention_picture",
+    "boxes_picture",
+    "class_colour",
+    "class_scores",
+    "depth_picture",
+    "heat_picture",
+    "mark_patch",
+    "matches_picture",
+    "mutual_matches",
+    "pca_rgb",
+    "prediction_picture",
+    "rgb_picture",
+    "segmentation_picture",
+    "side_by_side",
+    "similarity_map",
+]
