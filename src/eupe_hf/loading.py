@@ -80,6 +80,3 @@ def load_encoder(model: str) -> EupeModel:
     check_source(model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return EupeModel.from_pretrained(model).eval().to(device)
-
-
-__all__ = ["load_encoder", "load_processor", "load_task_model"]

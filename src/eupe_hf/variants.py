@@ -190,6 +190,3 @@ def variant_config(name: str, **overrides: Any) -> EupeConfig:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"EupeConfig has no field {key!r}.{hint}")
     return EupeConfig(**{**copy.deepcopy(variant.config), "name_or_path": variant.repo_id, **overrides})
-
-
-__all__ = ["VARIANTS", "Variant", "check_source", "find_variant", "get_variant", "variant_config"]

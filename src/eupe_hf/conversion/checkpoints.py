@@ -347,16 +347,3 @@ def dinov3_config(config: EupeConfig) -> DINOv3ViTConfig | DINOv3ConvNextConfig:
     names += ["num_register_tokens", "pos_embed_rescale", "layerscale_value"]
     fields = {name: getattr(config, name) for name in names}
     return DINOv3ViTConfig(architectures=["DINOv3ViTModel"], rope_theta=float(config.rope_theta), **fields)
-
-
-__all__ = [
-    "PROJECTOR_FILE",
-    "Checkpoint",
-    "load_checkpoint",
-    "projector_writer",
-    "read_state_dict",
-    "save_layout",
-    "save_model_folder",
-    "save_tensors",
-    "strip_prefixes",
-]

@@ -311,16 +311,3 @@ def verify(
     if golden is not None:
         return compare_with_golden(model, golden)
     return compare_models(model, load_checkpoint(against, variant).build_model())
-
-
-__all__ = [
-    "Conversion",
-    "OptionError",
-    "check_head_options",
-    "convert",
-    "convert_back",
-    "convert_checkpoint",
-    "convert_head",
-    "summary",
-    "verify",
-]

@@ -363,16 +363,3 @@ def check_tensors(state: Mapping[str, torch.Tensor], expected: Mapping[str, tupl
         if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             raise CheckpointError(f"{key!r} holds {bad} values that are NaN or infinite: the file is damaged.")
-
-
-__all__ = [
-    "CheckpointError",
-    "Layout",
-    "StateDict",
-    "check_tensors",
-    "describe",
-    "expected_shapes",
-    "from_eupe",
-    "recognise",
-    "to_eupe",
-]

@@ -278,6 +278,3 @@ def save_head(checkpoint: Checkpoint, output: str | os.PathLike) -> Path:
     if Path(output).suffix != ".safetensors":
         state = {task.prefix + key: tensor for key, tensor in state.items()}
     return save_tensors(state, output, container="model")
-
-
-__all__ = ["TASKS", "HeadTask", "TaskCheckpoint", "get_task", "load_head", "raw_head", "save_head"]

@@ -288,14 +288,3 @@ def format_table(rows: Sequence[Row], tolerance: float) -> str:
         f"{worst.max_abs_error:.2e}, in {worst.name}."
     )
     return "\n".join(line.rstrip() for line in lines)
-
-
-__all__ = [
-    "SIZES",
-    "Row",
-    "compare_models",
-    "compare_tensors",
-    "compare_with_golden",
-    "format_table",
-    "frozen_pixel_values",
-]

@@ -87,6 +87,3 @@ def check_map_size(name: str, what: str, image: PIL.Image.Image, values: Any) ->
             f"{name}: the {what} is {values.shape[1]} x {values.shape[0]} pixels and its image {width} x {height}: "
             "they must have one size."
         )
-
-
-__all__ = ["check_map_size", "readable", "skip"]

@@ -133,6 +133,3 @@ def _coco_rows(content: dict[str, Any], file: Path, root: Path, split: str, argu
     }
     features = {arguments.image_column: datasets.Image(decode=False), arguments.label_column: feature}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-
-
-__all__ = ["is_coco_folder", "load_coco"]

@@ -71,6 +71,3 @@ def check_class_folders(dataset: str) -> None:
     empty = [folder for folder in folders if folder not in full and not folder.name.startswith(".")]
     if full and empty:  # without any picture it is a data set in another format
         raise ValueError(f"The class folder {min(empty)} has no images: fill it or remove it.")
-
-
-__all__ = ["check_class_folders"]

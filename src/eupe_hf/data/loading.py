@@ -90,6 +90,3 @@ def evenly(items: list[Any], limit: int | None) -> list[Any]:
     """So many of the items, evenly spaced; all of them without a limit."""
     count = min(limit or len(items), len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-__all__ = ["evenly", "load_split"]

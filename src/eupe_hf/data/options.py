@@ -74,6 +74,3 @@ def check_named(arguments: "DataArguments") -> None:
     """Refuse a stream whose class names are nowhere: they could only be counted at its end."""
     if arguments.streaming:
         raise ValueError(f"The stream {arguments.dataset} does not name its classes: name them with --labels FILE.")
-
-
-__all__ = ["DataArguments", "InputArguments", "check_named", "refuse_streaming"]

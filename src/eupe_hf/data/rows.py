@@ -136,6 +136,3 @@ def _array(value: dict[str, Any], name: str) -> np.ndarray:
         return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes the machine's byte order alone
     except (EOFError, OSError, ValueError, AttributeError) as error:
         raise UnreadableError(f"{name} ({value['path']}) cannot be read: {error}") from error
-
-
-__all__ = ["Classes", "Rows", "UnreadableError", "accept", "read_image"]

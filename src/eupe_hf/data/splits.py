@@ -135,6 +135,3 @@ def read_names(path: str) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} must hold class names, each once.")
     return [str(name) for name in names]
-
-
-__all__ = ["TaskData", "divide", "hold_out", "load_splits", "read_names"]

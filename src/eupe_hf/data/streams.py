@@ -120,6 +120,3 @@ def as_rows(
     if hasattr(part, "select"):
         return Rows(part, columns, classes)
     return Stream(part, columns, classes, seed, arguments.shuffle_buffer, arguments.strict)
-
-
-__all__ = ["Stream", "as_rows"]

@@ -30,6 +30,3 @@ def hand_over(batch: torch.Tensor) -> torch.Tensor | np.ndarray:
         return batch.share_memory_()
     except RuntimeError:
         return batch.numpy()
-
-
-__all__ = ["hand_over"]

@@ -89,6 +89,3 @@ def knn_accuracy(
         raise ValueError(f"There must be labels, one per query, got {tuple(labels.shape)} for {len(queries)} queries.")
     found = knn_predict(bank, bank_labels, queries, **options)
     return {f"accuracy@{k}": float(accuracy(labels.cpu(), ids.cpu())) for k, ids in found.items()}
-
-
-__all__ = ["KNN_K", "knn_accuracy", "knn_predict"]

@@ -407,14 +407,3 @@ def _annotations(entry: Mapping[str, Any], image: int, extra: str, name: str) ->
         }
         for (left, top, right, bottom), label, value in rows
     ]
-
-
-__all__ = [
-    "NYU_EIGEN_CROP",
-    "ClassificationMetrics",
-    "CorrespondenceMetrics",
-    "DepthMetrics",
-    "SegmentationMetrics",
-    "average_precision",
-    "reduce_zero_label",
-]

@@ -237,6 +237,3 @@ def predict_keypoints(
     maps = model(inputs.to(model.device, model.dtype)).feature_maps[-1]
     sizes = [(picture.shape[-2], picture.shape[-1]) for picture in pictures]
     return match_keypoints(maps[0], maps[1], points, *sizes)
-
-
-__all__ = ["extract_features", "match_keypoints", "predict_depth", "predict_keypoints", "predict_label_map"]

@@ -99,6 +99,3 @@ class EvaluationResult:
         """Write `to_dict` as JSON; its folder is made if need be."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-__all__ = ["EvaluationResult"]

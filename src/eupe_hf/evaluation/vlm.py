@@ -318,17 +318,3 @@ def yes_no_metrics(found: Sequence[str | None], truth: Sequence[str]) -> dict[st
         "yes_ratio": said / len(pairs),
         "unanswered": list(found).count(None) / len(pairs),
     }
-
-
-__all__ = [
-    "Question",
-    "exact_match",
-    "generate_answers",
-    "normalise_answer",
-    "parse_letter",
-    "parse_yes_no",
-    "read_question",
-    "score_answer",
-    "soft_accuracy",
-    "yes_no_metrics",
-]

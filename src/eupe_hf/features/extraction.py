@@ -346,6 +346,3 @@ def _join(parts: Path, output: Path, job: dict[str, str]) -> dict[str, str]:
     join_features(files, joined, output.suffix, metadata)
     joined.replace(output)
     return skipped
-
-
-__all__ = ["FeatureSummary", "ImageBatch", "ImageReader", "encode_images", "find_images", "save_features"]

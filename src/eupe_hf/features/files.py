@@ -203,6 +203,3 @@ def _read_parquet(path: Path, model: str) -> FeatureFile:
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["features"].chunks]
     features = torch.from_numpy(np.concatenate(values, dtype=np.float32)).view(table.num_rows, -1)
     return FeatureFile(table["path"].to_pylist(), features, model)
-
-
-__all__ = ["FORMATS", "FeatureFile", "feature_table", "read_features", "write_parquet"]

@@ -31,6 +31,3 @@ def nearest_images(index: FeatureFile, query: torch.Tensor, count: int = 10) -> 
     similarity = functional.cosine_similarity(index.features, query[None].float().cpu())
     best = similarity.topk(min(count, len(similarity)))
     return [(index.paths[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-__all__ = ["nearest_images"]

@@ -67,6 +67,3 @@ def tiled_feature_map(
     return average_windows(
         lambda views: backbone(views).feature_maps[-1], pixel_values, window, step, batch_size, stride
     )
-
-
-__all__ = ["tiled_feature_map"]

@@ -158,6 +158,3 @@ def _read(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[Stat
 def _config_call(name_or_path: str | os.PathLike) -> str:
     variant = find_variant(os.fspath(name_or_path))
     return f"variant_config({variant.name!r})" if variant is not None else "the configuration that lies with them"
-
-
-__all__ = ["decoder_card", "load_backbone_weights"]

@@ -189,6 +189,3 @@ def _not_found(variant: Variant, revision: str | None, store: Path, error: Excep
         f'  python -c "import eupe_hf; eupe_hf.convert_checkpoint({file!r}, {variant.name!r})"\n'
         f"where you load the model: from_pretrained({variant.name!r}) takes the folder this makes."
     )
-
-
-__all__ = ["fetch"]

@@ -75,6 +75,3 @@ def _register_lazily(auto_class: Any, config_class: Any, name: str) -> None:
     mapping._reverse_config_mapping[config_class.__name__] = model_type
     mapping._model_mapping[model_type] = name
     mapping._modules[model_type] = sys.modules["eupe_hf"]
-
-
-__all__ = ["register"]

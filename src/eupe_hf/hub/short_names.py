@@ -158,6 +158,3 @@ def _answering(original: Callable, answer: Callable) -> Callable:
 
     vars(lookup)[_MARK] = True
     return lookup
-
-
-__all__ = ["install_short_names", "remove_short_names"]

@@ -180,6 +180,3 @@ model = load_peft_model("PATH").merge_and_unload()
 model.save_pretrained("MERGED")
 ```
 """
-
-
-__all__ = ["adapter_card", "complete_cards"]

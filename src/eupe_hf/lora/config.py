@@ -297,6 +297,3 @@ def register() -> None:
 
 
 register()
-
-
-__all__ = ["TARGETS", "EupeLoraConfig", "adaptable_layers", "load_peft_model", "lora_config", "new_modules"]

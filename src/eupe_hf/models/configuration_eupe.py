@@ -366,6 +366,3 @@ class EupeEncoderConfigMixin:
     def encoder(self) -> EupeConfig:
         """`encoder_config`, which is an `EupeConfig` once the configuration is built."""
         return self.encoder_config
-
-
-__all__ = ["FOLDER_FIELDS", "EupeConfig", "EupeEncoderConfigMixin"]

@@ -119,6 +119,3 @@ class EupeLlavaConfig(LlavaConfig):
                 f"vision_feature_layer of a ConvNeXt must be -1, got {layers}: its last stage alone has a norm."
             )
         return chosen
-
-
-__all__ = ["EupeLlavaConfig"]

@@ -132,6 +132,3 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
     def _select_stages(self) -> None:
         chosen = sorted({index for head in self.heads.values() for index in head["out_indices"]})
         self.encoder.out_indices = chosen or None
-
-
-__all__ = ["HEAD_FIELDS", "EupeMultiTaskConfig"]

@@ -105,6 +105,3 @@ class EupePyramidConfig(EupeEncoderConfigMixin, BackboneConfigMixin, PreTrainedC
         output = super().to_dict()
         output.pop("stage_names", None)
         return output
-
-
-__all__ = ["EupePyramidConfig"]

@@ -430,6 +430,3 @@ def _cut_to_multiple(image: torch.Tensor, divisor: int, index: int) -> torch.Ten
             f"images[{index}] is {height}x{width}, below size_divisor={divisor}: resize it or set do_pad."
         )
     return image[:, : height - height % divisor, : width - width % divisor]
-
-
-__all__ = ["EupeImageProcessor", "EupeImageProcessorKwargs", "EupeImageProcessorPil"]

@@ -349,6 +349,3 @@ def _read_box(item: Mapping[str, Any], size: tuple[int, int], name: str) -> tupl
         # of fixed words, so that it comes once; often right and bottom were given for width and height
         logger.warning_once(f"Boxes reach beyond their images by over a pixel and are clipped: {_COCO_BOX}.")
     return max(left, 0.0), max(top, 0.0), min(right, limits[0]), min(bottom, limits[1])
-
-
-__all__ = ["EupeTargetsKwargs", "EupeTargetsMixin"]

@@ -418,6 +418,3 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         if not config.reshape_hidden_states:
             return torch.cat((hidden_states[:, :1], patches), dim=1), hidden_states[:, 0]
         return patches.transpose(1, 2).unflatten(2, grid), hidden_states[:, 0]
-
-
-__all__ = ["EupeBackbone", "EupeBackboneOutput", "EupeModel", "EupePreTrainedModel"]

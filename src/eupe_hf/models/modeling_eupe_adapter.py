@@ -274,6 +274,3 @@ def save_model_config(config: PreTrainedConfig, architecture: str, folder: str |
     saved.architectures = [architecture]
     vars(saved).pop("quantization_config", None)  # of the base in this run; the adapter serves any other as well
     saved.to_json_file(Path(folder) / ADAPTER_CONFIG_NAME, use_diff=False)
-
-
-__all__ = ["ADAPTER_CONFIG_NAME", "Adapter", "save_model_config", "without_heads", "without_load_report"]

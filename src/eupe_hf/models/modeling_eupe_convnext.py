@@ -147,6 +147,3 @@ class EupeConvNextEncoder(PreTrainedModel):
             hidden_states = stage(hidden_states)
             states.append(hidden_states if i in selected else None)
         return BaseModelOutput(last_hidden_state=hidden_states, hidden_states=tuple(states) if selected else None)
-
-
-__all__ = ["EupeConvNextEncoder"]

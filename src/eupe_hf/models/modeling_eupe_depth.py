@@ -112,6 +112,3 @@ class EupeForDepthEstimation(EupeTaskModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-__all__ = ["EupeForDepthEstimation"]

@@ -296,6 +296,3 @@ class EupeForObjectDetection(EupeTaskModel):
             ValueError: Labels of a wrong shape, class ids out of range, or boxes that leave the image.
         """
         return self._predict(pixel_values, labels, **kwargs)
-
-
-__all__ = ["EupeForObjectDetection", "EupeObjectDetectionOutput"]

@@ -122,6 +122,3 @@ def _check_boxes(boxes: torch.Tensor, name: str) -> None:
         f"{name} has {len(wrong)} boxes that are not centre x, centre y, width and height on [0, 1] within the image, "
         f"the first of them ({values}). {advice}"
     )
-
-
-__all__ = ["assign", "check_detection_labels", "generalized_overlap", "overlap"]

@@ -185,6 +185,3 @@ def check_label_maps(labels: torch.Tensor, batch_size: int, what: str) -> None:
         raise ValueError(
             f"labels must be {what}, one map per image, ({batch_size}, height, width), got {tuple(labels.shape)}."
         )
-
-
-__all__ = ["EupeLinearDenseHead", "EupeTaskModel"]

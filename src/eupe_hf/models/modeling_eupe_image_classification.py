@@ -109,6 +109,3 @@ class EupeForImageClassification(EupeTaskModel):
             ValueError: Labels of a wrong shape, or out of range.
         """
         return self._predict(pixel_values, labels, **kwargs)
-
-
-__all__ = ["EupeForImageClassification"]

@@ -448,6 +448,3 @@ def _text_logits(model: PreTrainedModel) -> torch.Tensor:
     logits = model.eval()(input_ids=ids).logits.float()
     model.train(was_training)
     return logits
-
-
-__all__ = ["EupeLlavaForConditionalGeneration", "EupeLlavaModel", "EupeLlavaPreTrainedModel", "EupeLlavaProjector"]

@@ -397,6 +397,3 @@ def _difference(first: EupeTaskModel, other: EupeTaskModel) -> str | None:
         if tensor.dtype != there.dtype or not torch.equal(tensor, there.to(tensor.device)):
             return f"{name} differs"
     return None
-
-
-__all__ = ["EupeForMultiTask", "EupeMultiTaskOutput"]

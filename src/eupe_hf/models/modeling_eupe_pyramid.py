@@ -144,6 +144,3 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-__all__ = ["EupeChannelLayerNorm", "EupeFeaturePyramid", "EupePyramidBackbone"]

@@ -238,16 +238,3 @@ def encoder_in_words(config: Any) -> str:
     """Family and width of an encoder, for a title."""
     family = "ViT" if config.backbone_type == "vit" else "ConvNeXt"
     return f"EUPE {family}, width {config.hidden_size}"
-
-
-__all__ = [
-    "HUB_IDS",
-    "LICENSE_TEXT",
-    "EupeSavingMixin",
-    "encoder_in_words",
-    "head_card",
-    "hub_id",
-    "llava_card",
-    "model_card",
-    "new_card",
-]

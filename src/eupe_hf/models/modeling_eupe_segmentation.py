@@ -132,6 +132,3 @@ class EupeForSegmentation(EupeTaskModel):
             return resize(self(views).logits.float(), (window, window))
 
         return average_windows(segment, padded, (window, window), (stride, stride), batch_size)[..., :height, :width]
-
-
-__all__ = ["EupeForSegmentation"]

@@ -386,6 +386,3 @@ class EupeViTEncoder(PreTrainedModel):
             if i < max(layers):
                 hidden_states = layer(hidden_states, position_embeddings=position_embeddings)
         return tuple(maps[i] for i in layers)
-
-
-__all__ = ["EupeViTEncoder", "warn_of_prefix_tokens"]

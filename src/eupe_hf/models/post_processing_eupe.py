@@ -147,6 +147,3 @@ def _check_target_sizes(count: int, target_sizes: Sequence[tuple[int, int]] | to
             f"target_sizes must have one (height, width) per image: there are {count} {what} and "
             f"{len(target_sizes)} sizes."
         )
-
-
-__all__ = ["EupePostProcessingMixin"]

@@ -263,6 +263,3 @@ class EupeLlavaProcessor(LlavaProcessor):
         folder.mkdir(parents=True, exist_ok=True)
         custom_object_save(EupeLlavaProcessor, folder)
         return super().save_pretrained(os.fspath(folder), push_to_hub=push_to_hub, **kwargs)
-
-
-__all__ = ["EupeLlavaProcessor", "default_chat_template", "end_of_turn_id"]

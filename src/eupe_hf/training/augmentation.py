@@ -137,6 +137,3 @@ def training_augmentation(
     side = side or arguments.size
     chosen = {"scale": (arguments.size / side,) * 2, **_CROPS[task], **options}
     return Augmentation(side, flip=arguments.flip, colour=arguments.colour, **chosen)
-
-
-__all__ = ["Augmentation", "training_augmentation"]

@@ -326,6 +326,3 @@ def _with_images(messages: list[dict[str, Any]], images: Sequence[PIL.Image.Imag
         {**message, "content": [{**p, "image": next(left)} if p["type"] == "image" else p for p in message["content"]]}
         for message in messages
     ]
-
-
-__all__ = ["ConversationArguments", "ConversationCollator", "ConversationData", "Conversations", "load_conversations"]

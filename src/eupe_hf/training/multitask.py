@@ -315,15 +315,3 @@ class MultiTaskTrainer(RecipeTrainer):
         if prediction_loss_only:
             return output.loss, None, None
         return output.loss, *self.tasks[name].compare(output, inputs["labels"][name], self.processing_class)
-
-
-__all__ = [
-    "MULTITASK_DEFAULTS",
-    "MultiTaskDataArguments",
-    "MultiTaskRows",
-    "MultiTaskTrainer",
-    "TaskOrder",
-    "TaskRows",
-    "collate_task",
-    "load_tasks",
-]

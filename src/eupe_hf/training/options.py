@@ -286,18 +286,3 @@ def parse_recipe(
         prepare_streaming(training)
     check_output(training)
     return model, data, training
-
-
-__all__ = [
-    "MODES",
-    "ModelArguments",
-    "OptionsHelp",
-    "OutputArguments",
-    "RecipeArguments",
-    "check_output",
-    "check_processes",
-    "one_sentence",
-    "parse_recipe",
-    "prepare_streaming",
-    "quantization",
-]

@@ -279,6 +279,3 @@ def recipe_card(folder: Path, model: nn.Module, results: Sequence[EvaluationResu
 def _of(result: EvaluationResult, results: Sequence[EvaluationResult]) -> str:
     """Which task, where there are several."""
     return f" of {result.protocol}" if len(results) > 1 else ""
-
-
-__all__ = ["Evaluated", "draw_curve", "finish", "finish_tasks", "history_table", "recipe_card", "settings"]

@@ -89,6 +89,3 @@ class StreamedRows(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self.rows[position] for position in self.stream.positions())
-
-
-__all__ = ["StreamedRows", "TrainingRows"]

@@ -251,14 +251,3 @@ class RecipeTrainer(CardTrainer):
             rates = (args.learning_rate, args.weight_decay, args.layer_decay, args.head_learning_rate)
             self.optimizer = optimizer_class(parameter_groups(model, *rates), **options)
         return self.optimizer
-
-
-__all__ = [
-    "CardTrainer",
-    "RecipeTrainer",
-    "SetEpoch",
-    "StreamingMetrics",
-    "adapt",
-    "parameter_groups",
-    "stream_loader",
-]

@@ -396,15 +396,3 @@ def vlm_card(model: nn.Module, result: EvaluationResult) -> ModelCard:
     card.text += f"\n## Recipe\n\nAs LLaVA-1.5.\n\n| setting | value |\n|---|---|\n{chosen}\n"
     card.text += f"\n## Results\n\n| metric | value |\n|---|---|\n{scores}\n"
     return card
-
-
-__all__ = [
-    "VlmArguments",
-    "VlmModelArguments",
-    "VlmTrainer",
-    "adapt_vlm",
-    "finish_vlm",
-    "load_vlm",
-    "parse_vlm",
-    "vlm_card",
-]

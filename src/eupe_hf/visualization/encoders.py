@@ -122,6 +122,3 @@ def _names(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths:
         seen[path.stem] = seen.get(path.stem, 0) + 1
         yield path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}"
-
-
-__all__ = ["KINDS", "draw"]

@@ -367,22 +367,3 @@ def side_by_side(pictures: list[Image.Image], caption: str = "") -> Image.Image:
     if caption:
         ImageDraw.Draw(sheet).text((gap, height + 4), caption, fill="black", font_size=16)
     return sheet
-
-
-__all__ = [
-    "attention_picture",
-    "boxes_picture",
-    "class_colour",
-    "class_scores",
-    "depth_picture",
-    "heat_picture",
-    "mark_patch",
-    "matches_picture",
-    "mutual_matches",
-    "pca_rgb",
-    "prediction_picture",
-    "rgb_picture",
-    "segmentation_picture",
-    "side_by_side",
-    "similarity_map",
-]

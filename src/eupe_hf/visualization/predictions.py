@@ -134,6 +134,3 @@ class Prediction:
             shares = {names[i]: count / label_map.numel() for i, count in enumerate(counts) if count}
             return {"shares": dict(sorted(shares.items(), key=lambda entry: -entry[1]))}
         return {"scores": class_scores(outputs["logits"][0], self.config)}
-
-
-__all__ = ["Prediction", "Predictor"]

@@ -72,6 +72,3 @@ class RecipeTask:
         """What the report says of it."""
         count = len(self.data.evaluation)
         return Evaluated(self.name, self.arguments, self.data.eval_split, count, f"{self.name}_", self.score)
-
-
-__all__ = ["RecipeTask", "predicted_classes"]

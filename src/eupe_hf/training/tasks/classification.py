@@ -83,6 +83,3 @@ class ClassificationTask(RecipeTask):
     def metrics(self) -> ClassificationMetrics:
         """Accuracy."""
         return ClassificationMetrics(len(self.data.names))
-
-
-__all__ = ["ClassificationTask", "load_classification"]

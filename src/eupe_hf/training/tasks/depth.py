@@ -203,15 +203,3 @@ class DepthTask(RecipeTask):
 
     def _range(self) -> dict[str, Any]:
         return {"min_depth": self.arguments.min_depth, "max_depth": self.arguments.max_depth}
-
-
-__all__ = [
-    "DEPTH_DEFAULTS",
-    "BatchDepthMetrics",
-    "DepthDataArguments",
-    "DepthRows",
-    "DepthTask",
-    "known_depth",
-    "load_depth",
-    "resized_depth",
-]

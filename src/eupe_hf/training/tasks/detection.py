@@ -343,17 +343,3 @@ class DetectionTask(RecipeTask):
     def compare(self, output: Any, labels: Any, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes after non-maximum suppression."""
         return boxes_for_metrics(output, labels, processor)
-
-
-__all__ = [
-    "DETECTION_DEFAULTS",
-    "DetectionDataArguments",
-    "DetectionMetrics",
-    "DetectionRows",
-    "DetectionTask",
-    "DetectionTrainer",
-    "boxes_for_metrics",
-    "collate_objects",
-    "load_detection",
-    "read_objects",
-]

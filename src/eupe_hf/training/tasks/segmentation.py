@@ -105,6 +105,3 @@ class SegmentationTask(RecipeTask):
     def metrics(self) -> SegmentationMetrics:
         """Mean IoU."""
         return SegmentationMetrics(len(self.data.names))
-
-
-__all__ = ["SegmentationDataArguments", "SegmentationTask", "check_map", "load_segmentation"]

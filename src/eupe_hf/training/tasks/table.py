@@ -11,6 +11,3 @@ from .segmentation import SegmentationTask
 TASKS: dict[str, type[RecipeTask]] = {
     task.name: task for task in (ClassificationTask, SegmentationTask, DepthTask, DetectionTask)
 }
-
-
-__all__ = ["TASKS"]
