@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Every command and snippet of the README runs as it stands, and its tables say what the package says."""
+"""Every command and snippet of the README and of the other guides runs as it stands; their tables and links are right."""
 
 import json
 import os
@@ -27,18 +27,29 @@ from eupe_hf.conversion.layouts import from_eupe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "eupe_hf").rglob("*.py"))
-PUBLISHED_HERE = ("eupe-s", "eupe-convnext-t")  # the models that the README's snippets load
+PUBLISHED_HERE = ("eupe-s", "eupe-convnext-t")  # the models that the snippets load
+GUIDES = ("README.md", "examples/README.md", "conversion/README.md", "model_cards/README.md")
+SET_UP = ("make demo", "make test")  # they install environments of their own
 
 
-def blocks(language: str) -> list[str]:
+def blocks(guide: str, language: str) -> list[str]:
     """Fenced code blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    text = (ROOT / guide).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def clone(folder: Path) -> Path:
     """A folder that looks like a clone, as far as the README's commands read it."""
     folder.mkdir(exist_ok=True)
-    for name in ("examples", "conversion", "Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+    for name in (
+        "examples",
+        "conversion",
+        "model_cards",
+        "Makefile",
+        "setup.cfg",
+        "pyproject.toml",
+        "constraints.txt",
+    ):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
@@ -89,61 +100,20 @@ def add_users_data(folder: Path) -> None:
     datasets.Dataset.from_dict(rows, features).to_parquet(folder / "my-scenes" / "validation.parquet")
 
 
-@pytest.fixture(scope="module")
-def names(workplace: tuple[Path, HubServer], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The variables that the Python snippets leave, run one after the other in the workplace."""
-    folder, server = workplace
-    snippets = blocks("python")
-    assert len(snippets) >= 8
+def run_snippets(guide: str, folder: Path, server: HubServer, home: Path) -> dict[str, Any]:
+    """The variables that the Python snippets of a guide leave, run one after the other in a folder."""
     names: dict[str, Any] = {}
-    with use_hub(server, tmp_path_factory.mktemp("home")), pytest.MonkeyPatch.context() as patch:
+    with use_hub(server, home), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for snippet in snippets:
-            exec(compile(snippet, "README.md", "exec"), names)
+        for snippet in blocks(guide, "python"):
+            exec(compile(snippet, guide, "exec"), names)
     return names
 
 
-def test_python_snippets_give_what_their_comments_promise(
-    names: dict[str, Any], workplace: tuple[Path, HubServer]
-) -> None:
-    folder, server = workplace
-    assert names["outputs"].pooler_output.shape == (1, 384)
-    assert names["outputs"].last_hidden_state.shape == (1, 261, 384)
-    assert names["patches"].shape == (1, 256, 384)
-    assert names["features"].shape == (1, 384)
-    assert [tuple(m.shape) for m in names["backbone"](**names["inputs"]).feature_maps] == [
-        (1, 96, 64, 64), (1, 192, 32, 32), (1, 384, 16, 16), (1, 768, 8, 8),
-    ]  # fmt: skip
-    assert names["masked"].shape == (1, 261, 384)
-    assert names["last"].shape == (1, 6, 261, 261) and names["class_token"].shape == (1, 6, 1, 261)
-    assert names["label_map"].shape == (400, 600) and 0 <= names["label_map"].min() <= names["label_map"].max() < 3
-    assert names["parts"].shape == (400, 600) and list(names["predictions"]) == ["scene", "parts"]
-    assert list(names["multi"].heads) == ["depth", "objects", "parts", "scene", "more-parts"]
-    assert list(names["joined"].heads) == ["parts", "again"]
-    assert (folder / "my-parts-head" / "model.safetensors").stat().st_size < 30_000
-    assert names["targets"]["labels"][0]["class_labels"].tolist() == [2]
-    assert set(names["found"]) == {"scores", "labels", "boxes"}
-    for decoder in (names["upernet"], names["rt_detr"]):
-        encoders = [module for module in decoder.modules() if isinstance(module, EupeBackbone)]
-        assert torch.equal(encoders[0].norm.weight, names["model"].norm.weight)
-    assert type(names["reloaded"]).__name__ == "EupeForImageClassification"
-    assert names["classify"].model.config.id2label == {0: "cat", 1: "dog"}
-    assert (folder / "my-merged" / "model.safetensors").is_file()
-    assert (names["prompt"]["input_ids"] == names["vlm_processor"].image_token_id).sum() == 576
-    assert 0 < len(names["answer"]) <= 8
-    assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
-    assert names["half"].dtype == torch.bfloat16
-    assert all(
-        torch.equal(a, b) for a, b in zip(names["model"].parameters(), names["again"].parameters(), strict=True)
-    )
-    assert "eupe-s" not in server.repo_ids_requested()
-
-
-def commands() -> list[str]:
-    """Lines of the shell blocks, without the two that set up an environment of their own."""
-    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
-    assert {"make demo", "make test"} <= set(lines)
-    return [line for line in lines if line not in ("make demo", "make test")]
+def commands(guide: str) -> list[str]:
+    """Lines of the shell blocks, without those that set up an environment."""
+    lines = [line for block in blocks(guide, "bash") for line in block.strip().splitlines()]
+    return [line for line in lines if line not in SET_UP]
 
 
 def run_alone(line: str, folder: Path, environment: dict[str, str]) -> Finished:
@@ -156,47 +126,102 @@ def run_alone(line: str, folder: Path, environment: dict[str, str]) -> Finished:
 
 
 def run_here(line: str, folder: Path) -> Finished:
-    """Run a line in this process."""
+    """Run a line in this process: most of a process's time are its imports."""
     program, *arguments = shlex.split(line)
     script = "eupe_hf.cli" if program == "eupe" else folder / arguments.pop(0)
     return run_script(script, *arguments, folder=folder, offline=False)
 
 
-@pytest.mark.timeout(1500)
-@pytest.mark.usefixtures("names")  # the commands take what the snippets saved
-@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "each_alone"])
-def test_shell_commands_run_one_after_the_other(
-    workplace: tuple[Path, HubServer], tmp_path: Path, alone: bool
-) -> None:
-    folder, server = shutil.copytree(workplace[0], tmp_path / "clone", symlinks=True), workplace[1]
-    home = tmp_path / "home"
-    assert len(commands()) >= 14
-    for line in commands():
-        # those of the section "Offline" run without a Hub
-        offline = line.startswith("python -c")
-        # most of a process's time are its imports; what starts workers needs a main program of its own
-        if alone or offline or "--num_proc" in line:
+def run_commands(guide: str, folder: Path, server: HubServer, home: Path, alone: bool = False) -> str:
+    """Run all lines of a guide in a folder, one after the other. Returns what the last one prints."""
+    result = Finished(0, "", "")
+    for line in commands(guide):
+        offline = line.startswith("python -c")  # those of the section "Offline" run without a Hub
+        if alone or offline or "--num_proc" in line:  # what starts workers needs a main program of its own
             result = run_alone(line, folder, hub_environment(server, home, offline=offline))
         else:
             with use_hub(server, home):
                 result = run_here(line, folder)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-    assert result.stdout.strip() == "21596544"
+    return result.stdout
+
+
+@pytest.fixture
+def place(workplace: tuple[Path, HubServer], tmp_path: Path) -> tuple[Path, HubServer, Path]:
+    """A copy of the workplace for one guide, the Hub, and an empty home."""
+    return shutil.copytree(workplace[0], tmp_path / "clone", symlinks=True), workplace[1], tmp_path / "home"
+
+
+@pytest.mark.timeout(1500)
+def test_readme_runs(place: tuple[Path, HubServer, Path]) -> None:
+    folder, server, home = place
+    names = run_snippets("README.md", *place)
+    assert names["outputs"].pooler_output.shape == (1, 384)
+    assert names["outputs"].last_hidden_state.shape == (1, 261, 384)
+    assert names["patches"].shape == (1, 256, 384)
+    maps = names["backbone"](**names["inputs"]).feature_maps
+    assert [tuple(m.shape) for m in maps] == [(1, 384, 16, 16)] * 4
+    assert names["parts"].shape == (400, 600) and list(names["predictions"]) == ["scene", "parts"]
+    assert names["classify"].model.config.id2label == {0: "cat", 1: "dog"}
+    assert (folder / "my-merged" / "model.safetensors").is_file()
+    assert type(names["vlm"]).__name__ == "EupeLlavaForConditionalGeneration"
+    assert set(SET_UP) <= {line for block in blocks("README.md", "bash") for line in block.splitlines()}
+    run_commands("README.md", *place)
+    tuned = {file.name for file in (folder / "my-finetuned").iterdir()}
+    assert {"adapter_model.safetensors", "eupe_config.json", "README.md", "results.json", "curve.png"} <= tuned
+    back, original = (torch.load(folder / name, weights_only=True) for name in ("back.pt", "EUPE-ViT-S.pt"))
+    key_thirds = {key for key in original if key.endswith("attn.qkv.bias")}
+    assert all(torch.equal(back[key], original[key]) for key in original.keys() - key_thirds)
+    assert "eupe-s" not in server.repo_ids_requested()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_guide_of_the_examples_runs(place: tuple[Path, HubServer, Path]) -> None:
+    folder, server, home = place
+    names = run_snippets("examples/README.md", *place)
+    assert names["masked"].shape == (1, 261, 384)
+    assert names["last"].shape == (1, 6, 261, 261) and names["class_token"].shape == (1, 6, 1, 261)
+    assert names["half"].dtype == torch.bfloat16
+    assert names["fine"].shape == (1, 384, 48, 48)
+    assert names["label_map"].shape == (400, 600) and 0 <= names["label_map"].min() <= names["label_map"].max() < 3
+    assert names["targets"]["labels"][0]["class_labels"].tolist() == [2]
+    assert set(names["found"]) == {"scores", "labels", "boxes"}
+    assert list(names["multi"].heads) == ["parts", "scene", "more-parts"]
+    assert list(names["joined"].heads) == ["parts", "again"]
+    assert (folder / "my-parts-head" / "model.safetensors").stat().st_size < 30_000
+    for decoder in (names["upernet"], names["rt_detr"]):
+        encoders = [module for module in decoder.modules() if isinstance(module, EupeBackbone)]
+        assert torch.equal(encoders[0].norm.weight, names["model"].norm.weight)
+    assert (names["prompt"]["input_ids"] == names["vlm_processor"].image_token_id).sum() == 576
+    assert 0 < len(names["answer"]) <= 8
+    assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
+    told = run_commands("examples/README.md", *place)
+    assert told.strip() == "21596544"
     assert {file.name for file in (folder / "predictions").iterdir()} == {"coffee.png", "chelsea.png"}
     assert (folder / "multitask.png").is_file() and (folder / "my-multitask" / "config.json").is_file()
     assert json.loads((folder / "knn.json").read_text())["metrics"] == {"accuracy@2": 1.0, "accuracy@5": 1.0}
     assert 0 < json.loads((folder / "segmentation.json").read_text())["metrics"]["pixel_accuracy"] < 1
     assert json.loads((folder / "pope.json").read_text())["num_examples"] == 2
-    tuned = {file.name for file in (folder / "my-finetuned").iterdir()}
-    assert {"adapter_model.safetensors", "eupe_config.json", "README.md", "results.json", "curve.png"} <= tuned
     assistant = {file.name for file in (folder / "my-assistant").iterdir()}
     assert {"adapter_model.safetensors", "processor_config.json", "README.md", "curve.png"} <= assistant
-    converted = EupeForSegmentation.from_pretrained(folder / "my-ade20k")
-    assert torch.equal(
-        converted.head.linear.conv.bias, torch.load(folder / "head.pt")["model"]["segmentation_model.1.conv.bias"]
-    )
-    back, original = (torch.load(folder / name, weights_only=True) for name in ("back.pt", "EUPE-ViT-S.pt"))
-    assert all(torch.equal(back[key], original[key]) for key in original)
+    assert "eupe-s" not in server.repo_ids_requested()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("guide", ["conversion/README.md", "model_cards/README.md"])
+def test_other_guides_run(place: tuple[Path, HubServer, Path], guide: str) -> None:
+    run_snippets(guide, *place)
+    run_commands(guide, *place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("guide", GUIDES)
+def test_commands_run_in_processes_of_their_own(place: tuple[Path, HubServer, Path], guide: str) -> None:
+    run_snippets(guide, *place)
+    run_commands(guide, *place, alone=True)
 
 
 def test_make_demo_draws_pictures(workplace: tuple[Path, HubServer], tmp_path: Path) -> None:
@@ -252,7 +277,7 @@ def test_troubleshooting_quotes_messages_of_the_package() -> None:
     rows = re.findall(
         r"^\| `([^`]*)`[a-z ]* \| [A-Z]", README.split("## When something goes wrong")[1], flags=re.MULTILINE
     )
-    assert len(rows) >= 8
+    assert len(rows) == 5
     for row in rows:
         for part in row.split("..."):
             words = part.strip(" ;").removeprefix("eupe-s ")
@@ -260,13 +285,24 @@ def test_troubleshooting_quotes_messages_of_the_package() -> None:
             assert words in flat, f"no message contains {words!r}"
 
 
-def test_relative_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("guide", [*GUIDES, "tests/benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_relative_links_lead_somewhere(guide: str) -> None:
+    for target, _, place in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", (ROOT / guide).read_text(encoding="utf-8")):
+        file = (ROOT / guide).parent / target if target else ROOT / guide
+        assert file.exists(), target
+        if place:
+            file = file / "README.md" if file.is_dir() else file
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert place in anchors, f"{guide}: {file.name}#{place}"
 
 
-def test_environment_variable_of_the_readme_is_the_one_in_the_code() -> None:
-    from eupe_hf import hub
+def test_readme_fits_a_reader() -> None:
+    assert len(README.splitlines()) <= 220
 
-    assert hub.DISABLE_VARIABLE in README
-    assert os.environ.get(hub.DISABLE_VARIABLE) is None
+
+def test_environment_variable_is_the_one_in_the_code() -> None:
+    from eupe_hf.hub import short_names
+
+    assert short_names.DISABLE_VARIABLE in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert os.environ.get(short_names.DISABLE_VARIABLE) is None
