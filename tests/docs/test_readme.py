@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Every command and snippet of the README and of the other guides runs as it stands; their tables and links are right."""
+"""Commands and snippets of the README and the other guides run as they stand; their tables and links are right."""
 
 import json
 import os
@@ -154,7 +154,7 @@ def place(workplace: tuple[Path, HubServer], tmp_path: Path) -> tuple[Path, HubS
 
 @pytest.mark.timeout(1500)
 def test_readme_runs(place: tuple[Path, HubServer, Path]) -> None:
-    folder, server, home = place
+    folder, server, _ = place
     names = run_snippets("README.md", *place)
     assert names["outputs"].pooler_output.shape == (1, 384)
     assert names["outputs"].last_hidden_state.shape == (1, 261, 384)
@@ -178,7 +178,7 @@ def test_readme_runs(place: tuple[Path, HubServer, Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_guide_of_the_examples_runs(place: tuple[Path, HubServer, Path]) -> None:
-    folder, server, home = place
+    folder, server, _ = place
     names = run_snippets("examples/README.md", *place)
     assert names["masked"].shape == (1, 261, 384)
     assert names["last"].shape == (1, 6, 261, 261) and names["class_token"].shape == (1, 6, 1, 261)
