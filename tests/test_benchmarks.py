@@ -1,6 +1,9 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The benchmark of LoRA's quality: its data, and a quick run from end to end."""
+"""The benchmark of LoRA's quality: its data and a quick run from end to end; commands of the benchmarks' guide."""
 
+import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import lora_quality, pretraining
+from conftest import ROOT
+
+
+COMMANDS = re.findall(
+    r"^python (tests/benchmarks/.*)$", (ROOT / "tests/benchmarks/README.md").read_text(), re.MULTILINE
+)
+# What makes each command short; later options win.
+QUICK = {
+    "detection": "--steps 2",
+    "features": "--models eupe-t --images 40 --rounds 1",
+    "forward": "--models eupe-t --shapes 1x64 --seconds 0.2",
+    "loading": "--model eupe-t --rounds 1",
+    "lora": "--models eupe-t --batch 1 --size 64 --rounds 1 --skip-memory",
+    "lora_quality": "--quick --families vit --data digits",
+    "multitask": "--models eupe-t --size 64 --rounds 1",
+    "vlm": "--models eupe-t --size 64 --rounds 1",
+}
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("digits", (1200, 597)), ("patches", (1200, 576))])
@@ -69,3 +89,13 @@ def test_quick_run_prints_a_row_per_setting_and_repeats_nothing(
     assert [row[:timings] + row[timings + 1 :] for row in first] == [
         row[:timings] + row[timings + 1 :] for row in second
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_guide_run(command: str, tmp_path: Path) -> None:
+    script, *options = shlex.split(command)
+    words = [sys.executable, str(ROOT / script), *options, *shlex.split(QUICK[Path(script).stem])]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"\d\.\d", result.stdout)
