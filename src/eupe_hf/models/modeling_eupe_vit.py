@@ -12,11 +12,12 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_eupe import EupeConfig
+from .modeling_eupe_encoder import EupeEncoder, drop_path
 
 
 logger = logging.get_logger(__name__)
@@ -233,12 +234,14 @@ class EupeViTLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         output_attentions: bool = False,
+        drop_path_rate: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """(B, N, C) to (B, N, C); with `output_attentions` a pair, the second (B, heads, N, N)."""
         attended, weights = self.attention(self.norm1(hidden_states), position_embeddings, output_attentions, **kwargs)
-        hidden_states = torch.addcmul(hidden_states, attended, self.layer_scale1)
-        hidden_states = torch.addcmul(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
+        hidden_states = torch.addcmul(hidden_states, drop_path(attended, drop_path_rate), self.layer_scale1)
+        refined = self.mlp(self.norm2(hidden_states))
+        hidden_states = torch.addcmul(hidden_states, drop_path(refined, drop_path_rate), self.layer_scale2)
         return (hidden_states, weights) if output_attentions else hidden_states
 
 
@@ -281,19 +284,10 @@ class EupeViTEmbeddings(nn.Module):
         return torch.cat((prefix, patches), dim=1), height, width
 
 
-class EupeViTEncoder(PreTrainedModel):
-    """Embeddings and blocks. `EupeModel` and `EupeBackbone` add the final norm."""
+class EupeViTEncoder(EupeEncoder):
+    """Embeddings and blocks."""
 
-    config_class = EupeConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["EupeViTEmbeddings", "EupeViTLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     def __init__(self, config: EupeConfig):
         super().__init__(config)
@@ -309,14 +303,9 @@ class EupeViTEncoder(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, EupeViTEmbeddings):
-            init.trunc_normal_(module.cls_token, std=std)
-            init.trunc_normal_(module.register_tokens, std=std)
+        if isinstance(module, EupeViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.register_tokens, std=self.config.initializer_range)
             init.zeros_(module.mask_token)
         elif isinstance(module, EupeViTLayer):
             init.constant_(module.layer_scale1, self.config.layerscale_value)
@@ -326,9 +315,7 @@ class EupeViTEncoder(PreTrainedModel):
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         hidden_states, height, width = self.embeddings(pixel_values, bool_masked_pos)
-        # The random factor is a training augmentation: a frozen tower inside a model that trains must not have it.
-        augment = self.training and any(parameter.requires_grad for parameter in self.parameters())
-        return hidden_states, self.rotary(height, width, hidden_states.device, augment)
+        return hidden_states, self.rotary(height, width, hidden_states.device, self._is_random())
 
     def forward(
         self,
@@ -357,9 +344,13 @@ class EupeViTEncoder(PreTrainedModel):
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states, position_embeddings = self._embed(pixel_values, bool_masked_pos)
         states, attentions = [hidden_states if 0 in selected else None], []
-        for i, layer in enumerate(self.layers, start=1):
+        for i, (layer, rate) in enumerate(zip(self.layers, self._drop_path_rates(), strict=True), start=1):
             hidden_states = layer(
-                hidden_states, position_embeddings=position_embeddings, output_attentions=output_attentions, **kwargs
+                hidden_states,
+                position_embeddings=position_embeddings,
+                output_attentions=output_attentions,
+                drop_path_rate=rate,
+                **kwargs,
             )
             if output_attentions:
                 hidden_states, weights = hidden_states
