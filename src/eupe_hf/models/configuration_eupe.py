@@ -286,19 +286,6 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         """Channels of the feature map of a stage of the backbone contract: 0 is the stem, -1 the last."""
         return [self.hidden_sizes[0], *self.hidden_sizes][index]
 
-    def with_detection_stages(self) -> "EupeConfig":
-        """The configuration, or a copy of it, with the stages that a detector reads.
-
-        A ConvNeXt with only its last stage chosen, as by default, gets its last three: a detector needs the finer
-        maps.
-        """
-        count = self.num_stages
-        if self.backbone_type == "vit" or count == 1 or list(self.out_indices) not in ([count], [-1]):
-            return self
-        config = copy.deepcopy(self)
-        config.out_indices = list(range(max(1, count - 2), count + 1))
-        return config
-
     def selected_hidden_states(self, requested: bool | int | Sequence[int] | None) -> frozenset[int]:
         """Hidden states that a forward call returns, counted from the stem (0).
 

@@ -91,14 +91,12 @@ class EupePyramidConfig(EupeEncoderConfigMixin, BackboneConfigMixin, PreTrainedC
     @property
     def encoder_strides(self) -> list[int]:
         """Strides in pixels of the encoder's maps that the pyramid is made of."""
-        encoder = self.encoder
-        return [encoder.stage_stride(index) for index in encoder.out_indices]
+        return [self.encoder.stage_stride(index) for index in self.encoder.out_indices]
 
     @property
     def encoder_channels(self) -> list[int]:
         """Widths of the encoder's maps that the pyramid is made of."""
-        encoder = self.encoder
-        return [encoder.hidden_sizes[max(index, 1) - 1] for index in encoder.out_indices]
+        return [self.encoder.stage_width(index) for index in self.encoder.out_indices]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dictionary, without those that follow from others."""

@@ -73,7 +73,9 @@ class EupeForDepthEstimation(EupeTaskModel):
     ```
     """
 
+    task = "depth"
     head_class = EupeDepthHead
+    head_fields = ("out_indices", "head_dropout", "num_depth_bins", "min_depth", "max_depth")
     _task_auto_class = "AutoModelForDepthEstimation"
     _pipeline_tag = "depth-estimation"
 

@@ -12,6 +12,7 @@ in 300 steps and 55 s of one CPU core, RT-DETR v2's 0.47 in 317 s, D-FINE's 0.74
 tests/benchmarks/README.md of the package's repository.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,10 +76,9 @@ class EupeDetectionHead(nn.Module):
         super().__init__()
         self.config = config
         width = config.detection_hidden_size
-        widths = [config.hidden_sizes[0], *config.hidden_sizes]
         self.strides = detection_strides(config)
         self.pyramid = EupeFeaturePyramid(
-            [widths[index] for index in config.out_indices],
+            [config.stage_width(index) for index in config.out_indices],
             [config.stage_stride(index) for index in config.out_indices],
             self.strides,
             width,
@@ -177,7 +177,7 @@ class EupeDetectionHead(nn.Module):
         """
         check_detection_labels(labels, len(logits), self.config.num_labels)
         chosen = [i for i, label in enumerate(labels) if label is not None]
-        objects = [_objects(labels[i], points.device) for i in chosen]
+        objects = [_objects(label, points.device) for label in labels if label is not None]
         corners = corners[chosen]
         losses = {}
         for name, scores, count in (("class", class_logits[chosen], _POSITIVES), ("select", logits[chosen], 1)):
@@ -264,12 +264,21 @@ class EupeForObjectDetection(EupeTaskModel):
     ```
     """
 
+    task = "detection"
     head_class = EupeDetectionHead
+    head_fields = ("out_indices", "id2label", "detection_hidden_size", "detection_strides")
     _task_auto_class = "AutoModelForObjectDetection"
     _pipeline_tag = "object-detection"
 
-    def __init__(self, config: EupeConfig):
-        super().__init__(config.with_detection_stages())
+    @classmethod
+    def complete_config(cls, config: EupeConfig) -> EupeConfig:
+        """Choose the last three stages of a ConvNeXt with only its last one chosen, which has no fine maps."""
+        count = config.num_stages
+        if config.backbone_type == "vit" or count == 1 or list(config.out_indices) not in ([count], [-1]):
+            return config
+        config = copy.deepcopy(config)
+        config.out_indices = list(range(max(1, count - 2), count + 1))
+        return config
 
     @can_return_tuple
     def forward(

@@ -13,29 +13,45 @@ from .configuration_eupe import EupeConfig
 from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
 
 
-class EupeTaskModel(EupePreTrainedModel):
-    """An encoder, `self.eupe`, with one head, `self.head`. Subclasses name the head and describe its outputs.
+class EupeModelWithHeads(EupePreTrainedModel):
+    """An encoder, `self.eupe`, that may be trained or frozen while heads learn."""
+
+    eupe: EupeBackbone
+
+    def freeze_backbone(self) -> None:
+        """Train heads alone: no gradient for the encoder, and nothing random in it, also in train mode."""
+        self.eupe.requires_grad_(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Train the encoder with the heads."""
+        self.eupe.requires_grad_(True)
+
+
+class EupeTaskModel(EupeModelWithHeads):
+    """An encoder, `self.eupe`, with one head, `self.head`. Subclasses declare the task and describe its outputs.
 
     A head is called with the feature maps and global features of the stages in `config.out_indices`, the size of the
-    images in pixels and the labels, if any, and gives the output of the task with its loss. It sees the encoder only
+    images in pixels and the labels, if any. It returns the output of the task with its loss. It sees the encoder only
     through the contract of `EupeBackbone`, so every head works on all six models, and several share one encoder.
+
+    A subclass also sets `_task_auto_class` and `_pipeline_tag`, the Auto class and the pipeline of transformers.
     """
 
+    task: str  # its name, in `TASK_MODELS`
     head_class: type[nn.Module]
+    head_fields: tuple[str, ...]  # what the head reads from its `EupeConfig` beside the encoder's architecture
 
     def __init__(self, config: EupeConfig):
+        config = self.complete_config(config)
         super().__init__(config)
         self.eupe = EupeBackbone(config)
         self.head = self.head_class(config)
         self.post_init()
 
-    def freeze_backbone(self) -> None:
-        """Train the head alone: no gradient for the encoder, and nothing random in it, also in train mode."""
-        self.eupe.requires_grad_(False)
-
-    def unfreeze_backbone(self) -> None:
-        """Train the encoder with the head."""
-        self.eupe.requires_grad_(True)
+    @classmethod
+    def complete_config(cls, config: EupeConfig) -> EupeConfig:
+        """The configuration, or a changed copy where the task needs other stages than those chosen by default."""
+        return config
 
     def encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> EupeBackboneOutput:
         """Feature maps and global features of the stages in `config.out_indices`."""
@@ -59,8 +75,7 @@ class EupeLinearDenseHead(nn.Module):
 
     def __init__(self, config: EupeConfig, out_channels: int):
         super().__init__()
-        widths = [config.hidden_sizes[0], *config.hidden_sizes]
-        channels = sum(widths[index] for index in config.out_indices)
+        channels = sum(config.stage_width(index) for index in config.out_indices)
         self.dropout = nn.Dropout2d(config.head_dropout)
         self.batch_norm = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, out_channels, kernel_size=1)

@@ -22,8 +22,7 @@ class EupeImageClassificationHead(nn.Module):
     def __init__(self, config: EupeConfig):
         super().__init__()
         self.config = config
-        widths = [config.hidden_sizes[0], *config.hidden_sizes]
-        channels = sum(widths[index] for index in config.out_indices)
+        channels = sum(config.stage_width(index) for index in config.out_indices)
         self.classifier = nn.Linear(2 * channels if config.classify_patch_mean else channels, config.num_labels)
 
     def forward(
@@ -86,7 +85,9 @@ class EupeForImageClassification(EupeTaskModel):
     ```
     """
 
+    task = "classification"
     head_class = EupeImageClassificationHead
+    head_fields = ("out_indices", "id2label", "problem_type", "classify_patch_mean")
     _task_auto_class = "AutoModelForImageClassification"
     _pipeline_tag = "image-classification"
 

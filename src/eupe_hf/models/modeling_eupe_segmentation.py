@@ -73,7 +73,9 @@ class EupeForSegmentation(EupeTaskModel):
     ```
     """
 
+    task = "segmentation"
     head_class = EupeSegmentationHead
+    head_fields = ("out_indices", "id2label", "head_dropout", "semantic_loss_ignore_index")
     _task_auto_class = "AutoModelForSemanticSegmentation"
     _pipeline_tag = "image-segmentation"
 
@@ -100,30 +102,30 @@ class EupeForSegmentation(EupeTaskModel):
 
     @torch.no_grad()
     def predict_sliding_window(
-        self, pixel_values: torch.Tensor, window: int = 512, stride: int = 341, batch_size: int = 8
+        self, pixel_values: torch.Tensor, window: int = 512, step: int = 341, batch_size: int = 8
     ) -> torch.Tensor:
         """Logits of images larger than the window, as in upstream's protocol (window 512, stride 341).
 
-        Windows are segmented in batches, their logits resized to the window and averaged where windows overlap. An
-        image smaller than the window is padded with zeros, and what falls on the padding cut off. Memory is that of
-        the logits of the image and of one batch of windows.
+        The logits of each window are resized to the window and averaged where windows overlap. Images smaller than
+        the window are padded with zeros, and the padding is cut off again. Memory holds the logits of the images and
+        of one batch of windows.
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised, of any size.
             window: Side of the square windows in pixels.
-            stride: Step between windows in pixels, at most `window`.
+            step: Pixels from one window to the next, at most `window`.
             batch_size: Windows per forward pass.
 
         Returns:
             (B, num_labels, H, W), float32.
 
         Raises:
-            ValueError: A stride larger than the window, or numbers below 1.
+            ValueError: A step larger than the window, or numbers below 1.
         """
-        if not 1 <= stride <= window or batch_size < 1:
+        if not 1 <= step <= window or batch_size < 1:
             raise ValueError(
-                f"window, stride and batch_size must be at least 1 and the stride at most the window, got {window}, "
-                f"{stride} and {batch_size}."
+                f"window, step and batch_size must be at least 1 and the step at most the window, got {window}, "
+                f"{step} and {batch_size}."
             )
         height, width = pixel_values.shape[2:]
         padded = functional.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
@@ -131,4 +133,4 @@ class EupeForSegmentation(EupeTaskModel):
         def segment(views: torch.Tensor) -> torch.Tensor:
             return resize(self(views).logits.float(), (window, window))
 
-        return average_windows(segment, padded, (window, window), (stride, stride), batch_size)[..., :height, :width]
+        return average_windows(segment, padded, (window, window), (step, step), batch_size)[..., :height, :width]
