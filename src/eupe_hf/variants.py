@@ -15,14 +15,14 @@ class Variant:
     """One published encoder.
 
     Args:
-        name: Short name, which `from_pretrained` takes.
+        name: Short name, for `from_pretrained`.
         repo_id: Repository on the Hub.
-        raw_file: The checkpoint in that repository, as published.
-        torch_hub_name: Name of the entry point in upstream's torch.hub.
-        timm_name: Name of the same weights in timm.
-        num_parameters: Upstream's count; for the ViTs it includes the key biases that a mask sets to zero.
-        config: What differs from the defaults of `EupeConfig`.
-        paper: Figures that the authors report (arXiv 2603.22387), by benchmark; depth as RMSE, the rest as scores.
+        raw_file: The published checkpoint in this repository.
+        torch_hub_name: Entry point in upstream's torch.hub.
+        timm_name: Name of the weights in timm.
+        num_parameters: Upstream's count, which includes the masked key biases of the ViTs.
+        config: Fields of `EupeConfig` beside its defaults.
+        paper: The authors' figures (arXiv 2603.22387) by benchmark; depth as RMSE, the others as scores.
         gflops: The authors' GFLOPs at 256 and at 512 pixels.
         phone_ms: The authors' milliseconds on an iPhone 15 Pro CPU (ExecuTorch) at 256 and at 512 pixels.
     """
@@ -119,16 +119,12 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
 def find_variant(name: str) -> Variant | None:
-    """The variant with this name, upper or lower case: short name, Hub id, torch.hub, timm or file name; or `None`."""
+    """The variant with this short name, Hub id, torch.hub, timm or file name, in any case; or `None`."""
     return next((variant for variant in _ALL if str(name).lower() in variant.synonyms), None)
 
 
 def get_variant(name: str) -> Variant:
-    """As `find_variant`, but an unknown name is an error.
-
-    Raises:
-        ValueError: No variant has this name; the message lists all names and the nearest one.
-    """
+    """As `find_variant`, but raises `ValueError` for an unknown name, with all names and the nearest one."""
     variant = find_variant(name)
     if variant is not None:
         return variant
@@ -139,10 +135,10 @@ def get_variant(name: str) -> Variant:
 
 
 def check_source(source: str) -> None:
-    """Refuse what names no model: neither a folder that is there, nor USER/NAME on the Hub, nor one of the six.
+    """Refuse the name of a model that is neither an existing path, nor USER/NAME on the Hub, nor one of the six.
 
     Raises:
-        FileNotFoundError: A path to nothing.
+        FileNotFoundError: Nothing at this path.
         ValueError: An unknown name; the message lists the six and the nearest one.
     """
     parts = len(Path(source).parts)
@@ -160,8 +156,8 @@ def variant_config(name: str, **overrides: Any) -> EupeConfig:
     """Configuration of one of the six published encoders.
 
     Args:
-        name: "eupe-t", "eupe-s", "eupe-b", "eupe-convnext-t", "eupe-convnext-s", "eupe-convnext-b"; torch.hub names
-            ("eupe_vits16"), Hub ids ("facebook/EUPE-ViT-S") and timm names are taken as well.
+        name: "eupe-t", "eupe-s", "eupe-b", "eupe-convnext-t", "eupe-convnext-s", "eupe-convnext-b"; or a torch.hub
+            name ("eupe_vits16"), Hub id ("facebook/EUPE-ViT-S") or timm name.
         **overrides: Fields of `EupeConfig` to change, e.g. `out_indices=[3, 6, 9, 12]` or `num_labels=10`.
 
     Returns:
@@ -169,7 +165,7 @@ def variant_config(name: str, **overrides: Any) -> EupeConfig:
 
     Raises:
         ValueError: Unknown name; the message gives the nearest one.
-        TypeError: An override that is no field of the configuration.
+        TypeError: An override that is not a field of the configuration.
 
     Example:
 

@@ -310,7 +310,7 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class EupeEncoderConfigMixin:
-    """For configurations that hold that of an encoder, as `encoder_config`."""
+    """For configurations that hold an `encoder_config`."""
 
     model_type: str
     encoder_config: Any
@@ -319,7 +319,7 @@ class EupeEncoderConfigMixin:
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, but takes the configuration of an encoder alone for the `encoder_config` of this one."""
+        """As in transformers, but also reads the folder of an encoder: its configuration becomes `encoder_config`."""
         parent: Any = super()
         config_dict, kwargs = parent.get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == EupeConfig.model_type:

@@ -19,8 +19,8 @@ from .modeling_eupe_encoder import EupeEncoder, drop_path
 class EupeConvNextLayer(GradientCheckpointingLayer):
     """One block: depthwise 7x7 convolution, norm over channels, two linear layers, learned scale, residual.
 
-    Upstream's `dwconv`, `pwconv1`, `pwconv2`. The norm is the fused layer norm on channels-last data, which sums in
-    float32, so half precision does not overflow.
+    Upstream calls them `dwconv`, `pwconv1`, `pwconv2`. The fused layer norm on channels-last data sums in float32, so
+    half precision does not overflow.
     """
 
     def __init__(self, config: EupeConfig, channels: int):
@@ -80,7 +80,7 @@ class EupeConvNextStage(nn.Module):
         self.layers = nn.ModuleList([EupeConvNextLayer(config, channels) for _ in range(config.depths[index])])
 
     def forward(self, hidden_states: torch.Tensor, drop_path_rates: Sequence[float]) -> torch.Tensor:
-        """Map of the stage before to the map of this stage. Takes one rate per block."""
+        """Map of the stage before to the map of this stage; one rate per block."""
         hidden_states = self.downsample(hidden_states)
         for layer, rate in zip(self.layers, drop_path_rates, strict=True):
             hidden_states = layer(hidden_states, drop_path_rate=rate)
@@ -120,14 +120,13 @@ class EupeConvNextEncoder(EupeEncoder):
             pixel_values: (B, num_channels, H, W), normalised, in the dtype of the weights.
             output_hidden_states: Return the maps of the stem and of each stage; or those with these indices, `None`
                 in place of the others.
-            **kwargs: Ignored: what the attention of a ViT would take.
+            **kwargs: Ignored: options of a ViT's attention.
 
         Returns:
             `last_hidden_state` (B, C, H / 32, W / 32), the map of the last stage; on request `hidden_states`, maps.
         """
         selected = self.config.selected_hidden_states(output_hidden_states)
-        # The blocks work on channels-last memory: norm and linear layers then need no copies, and the depthwise
-        # convolution is faster.
+        # In channels-last memory norm and linear layers need no copies, and the depthwise convolution is faster.
         hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         states = [hidden_states if 0 in selected else None]
         rates = self._drop_path_rates()

@@ -27,7 +27,7 @@ class EupeDepthHead(nn.Module):
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> DepthEstimatorOutput:
-        """Feature maps to `predicted_depth` (B, h, w) in metres, and its `loss`; reads nothing else."""
+        """Feature maps to `predicted_depth` (B, h, w) in metres, and its `loss`."""
         depth = self.depth(feature_maps)
         return DepthEstimatorOutput(loss=loss_where_labelled(self.loss, depth, labels), predicted_depth=depth)
 
@@ -57,8 +57,8 @@ class EupeDepthHead(nn.Module):
 class EupeForDepthEstimation(EupeTaskModel):
     """An EUPE encoder with the linear depth head of upstream's evaluation code: 256 bins from 0.001 to 10 metres.
 
-    `config.num_depth_bins`, `config.min_depth` and `config.max_depth` say which bins, `config.out_indices` which
-    stages the head reads.
+    `config.num_depth_bins`, `config.min_depth` and `config.max_depth` set the bins, `config.out_indices` the stages
+    that the head reads.
 
     Example:
 
@@ -91,14 +91,14 @@ class EupeForDepthEstimation(EupeTaskModel):
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B, H', W') depth in metres, of any size; what is not finite, not above `config.min_depth` or
-                above `config.max_depth` counts as unknown.
-            flip_average: Average with the prediction for the mirrored image, as upstream's evaluation does.
+            labels: (B, H', W') depth in metres, of any size. Depths that are not finite, not above `config.min_depth`
+                or above `config.max_depth` are unknown.
+            flip_average: Average with the prediction for the mirrored image, as in upstream's evaluation.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `predicted_depth` (B, h, w) in metres, float32, at the resolution of the first feature map;
-            `EupeImageProcessor.post_process_depth_estimation` resizes it. `loss` with `labels`.
+            `predicted_depth` (B, h, w) in metres, float32, at the resolution of the first feature map, for
+            `EupeImageProcessor.post_process_depth_estimation`. `loss` with `labels`.
 
         Raises:
             ValueError: Labels of a wrong shape.
@@ -108,9 +108,6 @@ class EupeForDepthEstimation(EupeTaskModel):
         outputs = self._predict(pixel_values, None, **kwargs)
         mirrored = self._predict(pixel_values.flip(-1), None)
         depth = (outputs.predicted_depth + mirrored.predicted_depth.flip(-1)) / 2
-        return DepthEstimatorOutput(
-            loss=None if labels is None else self.head.loss(depth, labels),
-            predicted_depth=depth,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        loss = None if labels is None else self.head.loss(depth, labels)
+        states, attentions = outputs.hidden_states, outputs.attentions
+        return DepthEstimatorOutput(loss=loss, predicted_depth=depth, hidden_states=states, attentions=attentions)

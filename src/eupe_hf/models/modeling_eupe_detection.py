@@ -2,14 +2,13 @@
 """Object detection: a small anchor-free head on a feature pyramid over an EUPE encoder.
 
 Every position of every level predicts one box and a score per class. Two assignments train it, as in YOLOv10 (arXiv
-2405.14458): each object teaches its class and its box to the ten positions that fit it best, by the alignment of TOOD
-(arXiv 2108.07755), and a selection score to the best one alone (the positive sample selector of arXiv 2101.11782),
-which keeps an object from being found many times. So the graph holds no non-maximum suppression and exports.
+2405.14458). Each object teaches its class and its box to the ten positions that fit it best, by the alignment of TOOD
+(arXiv 2108.07755), and a selection score to only the best one (the positive sample selector of arXiv 2101.11782),
+which keeps an object from being found many times. So the graph needs no non-maximum suppression and exports.
 
-Why none of the decoders that transformers has: on drawn shapes and a frozen encoder this head reaches an AP50 of 0.61
-in 300 steps and 55 s of one CPU core, RT-DETR v2's 0.47 in 317 s, D-FINE's 0.74 in 508 s; in 256 s this one reaches
-0.87. It has a quarter of their parameters, takes images of any size, and needs no scipy. The whole table stands in
-tests/benchmarks/README.md of the package's repository.
+tests/benchmarks/README.md of the package's repository compares it with the decoders of transformers. In the same time
+on a CPU it learns more than RT-DETR v2 and D-FINE. It has a quarter of their parameters, takes images of any size, and
+needs no scipy.
 """
 
 import copy
@@ -109,8 +108,8 @@ class EupeDetectionHead(nn.Module):
         Args:
             feature_maps: One (B, C_i, H / stride_i, W / stride_i) per stage in `config.out_indices`.
             cls_tokens: Not read.
-            image_size: (H, W) of the images in pixels. Maps cover whole patches from the top left corner; boxes are
-                shares of the whole image all the same.
+            image_size: (H, W) of the images in pixels. Boxes are shares of the whole image, although maps cover only
+                whole patches from the top left corner.
             labels: As in `EupeForObjectDetection.forward`.
         """
         class_logits, selection, corners, points = self.predict(feature_maps, image_size)
@@ -126,7 +125,7 @@ class EupeDetectionHead(nn.Module):
     def predict(
         self, feature_maps: tuple[torch.Tensor, ...], image_size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What each of the N positions says, fine levels first, rows from the top.
+        """Predictions of the N positions, fine levels first, rows from the top.
 
         Returns:
             Class logits (B, N, num_labels), selection (B, N, 1), boxes (B, N, 4) as left, top, right, bottom and
@@ -163,7 +162,7 @@ class EupeDetectionHead(nn.Module):
         points: torch.Tensor,
         labels: Sequence[Mapping[str, torch.Tensor] | None],
     ) -> dict[str, torch.Tensor]:
-        """The three losses, weighted; all of them 0 where no image is labelled.
+        """The three losses, weighted; all 0 if no image is labelled.
 
         Args:
             class_logits: (B, N, num_labels), trained by `_POSITIVES` positions per object.
@@ -173,7 +172,7 @@ class EupeDetectionHead(nn.Module):
             labels: As in `EupeForObjectDetection.forward`.
 
         Raises:
-            ValueError: Labels that cannot be meant.
+            ValueError: Labels that `check_detection_labels` refuses.
         """
         check_detection_labels(labels, len(logits), self.config.num_labels)
         chosen = [i for i, label in enumerate(labels) if label is not None]
@@ -201,10 +200,9 @@ class EupeDetectionHead(nn.Module):
         objects: Sequence[tuple[torch.Tensor, torch.Tensor]],
         count: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the scores should be: at an object's positions how well they fit it, elsewhere 0.
+        """Targets of the scores (B, N, num_labels), and the object of each position (B, N), -1 for none.
 
-        Returns:
-            Scores (B, N, num_labels) in [0, 1], and (B, N) the object that a position belongs to, -1 for none.
+        The targets say how well a position fits its object, in [0, 1]; elsewhere they are 0.
         """
         targets = torch.zeros_like(logits, dtype=torch.float32)
         owner = torch.full(logits.shape[:2], -1, device=logits.device)
@@ -232,7 +230,7 @@ def _objects(label: Mapping[str, torch.Tensor], device: torch.device) -> tuple[t
 
 
 def detection_strides(config: EupeConfig) -> list[int]:
-    """Strides of the levels in pixels: those of the configuration, else half, once and twice a ViT's patch size."""
+    """Strides of the levels in pixels, from the configuration or by default; see `EupeConfig`."""
     if config.detection_strides is not None:
         return list(config.detection_strides)
     base = config.patch_size if config.backbone_type == "vit" else 16
@@ -243,9 +241,9 @@ def detection_strides(config: EupeConfig) -> list[int]:
 class EupeForObjectDetection(EupeTaskModel):
     """An EUPE encoder with an anchor-free detection head on a feature pyramid.
 
-    `config.num_labels` classes, `config.detection_strides` the levels (a finer one, e.g. 4, for small objects),
-    `config.detection_hidden_size` their width, `config.out_indices` the stages that the pyramid is made from. A
-    ConvNeXt whose last stage alone is chosen, as by default, gets its last three instead.
+    `config.num_labels` sets the classes, `config.detection_strides` the levels (add a finer one, e.g. 4, for small
+    objects), `config.detection_hidden_size` their width, `config.out_indices` the stages that the pyramid reads. A
+    ConvNeXt with only its last stage chosen, as by default, gets its last three instead.
 
     Example:
 
@@ -291,15 +289,14 @@ class EupeForObjectDetection(EupeTaskModel):
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
-            labels: One dictionary per image, as transformers' detectors take them: `class_labels` (objects,) from 0
-                and `boxes` (objects, 4), centre x, centre y, width and height as shares of the image's sides. An
-                image without objects has empty tensors; `None` in place of a dictionary: not labelled, no loss.
+            labels: One dictionary per image, as for transformers' detectors: `class_labels` (objects,) from 0 and
+                `boxes` (objects, 4), centre x, centre y, width and height as shares of the image's sides; empty
+                tensors for an image without objects. `None` for an image that is not labelled: it has no loss.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4), normalised as the labels, for each of N positions;
-            `EupeImageProcessor.post_process_object_detection` makes results of them. `loss` and `loss_dict` with
-            labels.
+            `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4), normalised as the labels, for each of N positions,
+            for `EupeImageProcessor.post_process_object_detection`. `loss` and `loss_dict` with labels.
 
         Raises:
             ValueError: Labels of a wrong shape, class ids out of range, or boxes that leave the image.

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the task heads share: an encoder with one head, and the layers of the linear dense heads."""
+"""What the heads share: the model of one task, the linear dense head, sliding windows, and checks of labels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
 
 
 class EupeModelWithHeads(EupePreTrainedModel):
-    """An encoder, `self.eupe`, that may be trained or frozen while heads learn."""
+    """An encoder, `self.eupe`, that heads train with or leave as it is."""
 
     eupe: EupeBackbone
 
     def freeze_backbone(self) -> None:
-        """Train heads alone: no gradient for the encoder, and nothing random in it, also in train mode."""
+        """Train only heads: the encoder gets no gradient, and nothing in it is random, also in train mode."""
         self.eupe.requires_grad_(False)
 
     def unfreeze_backbone(self) -> None:
@@ -108,17 +108,17 @@ def average_windows(
     batch_size: int = 8,
     stride: int = 1,
 ) -> torch.Tensor:
-    """Maps of large images: of windows that slide over them, averaged where windows overlap.
+    """Maps of large images, computed in sliding windows and averaged where windows overlap.
 
-    Memory is that of the map of the images and of one batch of windows.
+    Memory holds the maps of the images and of one batch of windows.
 
     Args:
         function: Windows (n, num_channels, *window) to maps (n, C, window / stride).
         pixel_values: (B, num_channels, H, W), at least as large as the window.
         window: Height and width of the windows in pixels.
-        step: Rows and columns between windows in pixels, at most `window`.
+        step: Pixels from one window to the next, down and to the right, at most `window`.
         batch_size: Windows per call of `function`.
-        stride: Pixels to a position of the map; divides the sides of images and windows, and the step.
+        stride: Pixels between positions of the map; divides `step` and the sides of images and windows.
 
     Returns:
         (B, C, H / stride, W / stride), float32.
@@ -131,7 +131,7 @@ def average_windows(
         chosen = places[start : start + batch_size]
         views = [pixel_values[i, :, top : top + window[0], left : left + window[1]] for i, top, left in chosen]
         maps = function(torch.stack(views)).float()
-        if total.ndim == 0:  # how many channels there are is known only now
+        if total.ndim == 0:  # now the number of channels is known
             total = maps.new_zeros((batch, maps.shape[1], height, width))
         for (i, top, left), part in zip(chosen, maps, strict=True):
             top, left = top // stride, left // stride
@@ -142,7 +142,7 @@ def average_windows(
 
 
 def _windows(size: Sequence[int], window: tuple[int, int], step: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    # the last window of a row or column ends with the image, so that every pixel is covered by a whole window
+    # the last window of a row or column ends with the image, so whole windows cover every pixel
     tops, lefts = (sorted({*range(0, size[i] - window[i], step[i]), size[i] - window[i]}) for i in range(2))
     for top in tops:
         for left in lefts:
@@ -157,12 +157,12 @@ def loss_where_labelled(
     """Loss of a head over the images that have labels.
 
     Args:
-        loss: Of predictions and labels.
+        loss: Function of predictions and labels.
         prediction: (B, ...).
-        labels: (B, ...); or one tensor per image, `None` for an image without; or `None` for no loss at all.
+        labels: (B, ...); or one tensor per image, `None` for images without labels; or `None` for no loss at all.
 
     Raises:
-        ValueError: Not one entry per image, or entries of different shapes; what `loss` raises.
+        ValueError: Not one entry per image, entries of different shapes, or labels that `loss` refuses.
     """
     if labels is None or isinstance(labels, torch.Tensor):
         return None if labels is None else loss(prediction, labels)
@@ -172,7 +172,7 @@ def loss_where_labelled(
         i: torch.as_tensor(label, device=prediction.device) for i, label in enumerate(labels) if label is not None
     }
     if not given:
-        return prediction.sum() * 0  # still depends on every parameter, as distributed training wants
+        return prediction.sum() * 0  # depends on every parameter, as distributed training needs
     shapes = {tuple(label.shape) for label in given.values()}
     if len(shapes) > 1:
         raise ValueError(f"labels of one batch must have one shape, got {', '.join(map(str, sorted(shapes)))}.")
@@ -180,11 +180,8 @@ def loss_where_labelled(
 
 
 def check_class_ids(labels: torch.Tensor, num_labels: int, hint: str, ignore_index: int | None = None) -> None:
-    """Refuse class ids outside 0 to `num_labels` - 1 that are not the ignore index.
-
-    Not when compiled: looking at values would break the graph.
-    """
-    if torch.compiler.is_compiling():
+    """Refuse class ids outside 0 to `num_labels` - 1 that are not the ignore index."""
+    if torch.compiler.is_compiling():  # looking at values would break the graph
         return
     counted = labels if ignore_index is None else labels[labels != ignore_index]
     low, high = (int(bound) for bound in counted.aminmax()) if counted.numel() else (0, 0)

@@ -17,7 +17,7 @@ _IGNORE_INDEX = -100  # torch's: an image that has no class
 
 
 class EupeImageClassificationHead(nn.Module):
-    """Linear layer on the global features of the chosen stages, with the means of their maps where asked."""
+    """Linear layer on the global features of the chosen stages, and on the means of their maps if configured."""
 
     def __init__(self, config: EupeConfig):
         super().__init__()
@@ -32,7 +32,7 @@ class EupeImageClassificationHead(nn.Module):
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> ImageClassifierOutput:
-        """Feature maps and global features to `logits` (B, num_labels), and their `loss`. Does not read the size."""
+        """Feature maps and global features to `logits` (B, num_labels), and their `loss`."""
         features = list(cls_tokens)
         if self.config.classify_patch_mean:
             features += [feature_map.mean(dim=(2, 3)) for feature_map in feature_maps]
@@ -42,8 +42,8 @@ class EupeImageClassificationHead(nn.Module):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy, binary cross entropy per class, or mean squared error, by `config.problem_type`.
 
-        Without a problem type it follows from the labels: floats are a regression for one output and several labels
-        per image for more, integers one class per image.
+        Without a problem type, one output is a regression. With more outputs, integer labels are one class per image,
+        floats several labels per image.
         """
         problem, classes = self.config.problem_type, self.config.num_labels
         if problem is None and classes == 1:
@@ -52,7 +52,7 @@ class EupeImageClassificationHead(nn.Module):
             problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         if problem == "single_label_classification":
             labels = labels.reshape(-1).long()
-            hint = f"Set num_labels or id2label to those of your data; {_IGNORE_INDEX} is ignored."
+            hint = f"Set num_labels or id2label to match your data; {_IGNORE_INDEX} is ignored."
             check_class_ids(labels, classes, hint, _IGNORE_INDEX)
             total = functional.cross_entropy(logits.float(), labels, ignore_index=_IGNORE_INDEX, reduction="sum")
             return total / (labels != _IGNORE_INDEX).sum().clamp_min(1)

@@ -34,8 +34,8 @@ class EupeMultiTaskOutput(ModelOutput):
 
     Args:
         loss: With labels: the sum of the heads' losses, each times its `loss_weight`.
-        predictions: The output of each head that ran, by name: what its single-task model gives, with its own `loss`,
-            ready for the image processor's `post_process_*`.
+        predictions: By name of the head the output of its single-task model, for the image processor's
+            `post_process_*`.
         hidden_states: As in `EupeModel.forward`.
         attentions: As in `EupeModel.forward`.
     """
@@ -47,11 +47,10 @@ class EupeMultiTaskOutput(ModelOutput):
 
 
 class EupeForMultiTask(EupeModelWithHeads):
-    """One EUPE encoder, `self.eupe`, with any set of named heads, `self.heads`: several may be of one kind.
+    """One EUPE encoder, `self.eupe`, with any set of named heads, `self.heads`; several may share a task.
 
-    `from_pretrained` takes a saved multi-task model, or an encoder with the heads to add:
-    `EupeForMultiTask.from_pretrained("eupe-s", heads={"scene": {"task": "classification", "num_labels": 5}})`.
-    `from_task_models` joins single-task models that share an encoder.
+    `from_pretrained` takes a saved multi-task model, or an encoder and the `heads` to add, as `EupeMultiTaskConfig`
+    does. `from_task_models` joins single-task models that share an encoder.
 
     Example:
 
@@ -88,22 +87,17 @@ class EupeForMultiTask(EupeModelWithHeads):
 
     @classmethod
     def from_task_models(
-        cls,
-        models: Mapping[str, EupeTaskModel | str | os.PathLike],
-        loss_weights: Mapping[str, float] | None = None,
+        cls, models: Mapping[str, EupeTaskModel | str | os.PathLike], loss_weights: Mapping[str, float] | None = None
     ) -> "EupeForMultiTask":
-        """Join single-task models that share an encoder. Encoder and heads are taken over, not copied.
+        """Join single-task models that share an encoder. The new model holds their encoder and heads, not copies.
 
         Args:
-            models: Single-task models by the name that their head will have; or folders or Hub repositories of such.
-            loss_weights: Factors of the losses, by name; 1 where nothing is said.
-
-        Returns:
-            The model.
+            models: Single-task models, their folders or Hub repositories, by the name that the head will have.
+            loss_weights: Factors of the losses by name, 1 by default.
 
         Raises:
-            ValueError: No models, one that is no single-task model, or encoders that differ: the message names the
-                first difference.
+            ValueError: No models, a model of another class, or encoders that differ; the message names the first
+                difference.
         """
         loaded = {name: _task_model(model) for name, model in models.items()}
         if not loaded:
@@ -125,7 +119,7 @@ class EupeForMultiTask(EupeModelWithHeads):
         return model.train(first.training)
 
     def freeze_head(self, name: str) -> None:
-        """Leave a head as it is: no gradient, no dropout, and its batch-norm statistics stay, also in train mode."""
+        """Keep a head as it is: no gradient, no dropout, fixed batch-norm statistics, also in train mode."""
         self._head(name).requires_grad_(False).eval()
 
     def unfreeze_head(self, name: str) -> None:
@@ -144,9 +138,9 @@ class EupeForMultiTask(EupeModelWithHeads):
         """Add a new head, to be trained.
 
         Args:
-            name: Its name.
+            name: Name of the head.
             task: "classification", "segmentation", "depth" or "detection".
-            **fields: What `EupeMultiTaskConfig` takes for a head: `num_labels` or `id2label`, `out_indices`, ...
+            **fields: Other entries of a head in `EupeMultiTaskConfig`: `num_labels`, `out_indices`, ...
 
         Raises:
             ValueError: The name is taken, or the configuration impossible.
@@ -160,20 +154,13 @@ class EupeForMultiTask(EupeModelWithHeads):
         self.heads[name] = head.to(parameter.device, parameter.dtype).train(self.training)
 
     def remove_head(self, name: str) -> None:
-        """Remove a head. Raises `ValueError` if there is none of that name."""
+        """Remove a head. Raises `ValueError` if no head has this name."""
         self._head(name)
         del self.heads[name]
         self.config.remove_head(name)
 
     def task_model(self, name: str) -> EupeTaskModel:
-        """Single-task model of one head that shares encoder and head with this one. Its `save_pretrained` exports it.
-
-        Args:
-            name: Name of the head.
-
-        Returns:
-            `EupeForSegmentation` or whichever class has such heads.
-        """
+        """The single-task model of a head, for instance to save it. It shares encoder and head with this model."""
         head, config = self._head(name), self.config.head_config(name)
         config._attn_implementation = self.eupe.config._attn_implementation
         config.name_or_path = self.config.name_or_path
@@ -183,13 +170,9 @@ class EupeForMultiTask(EupeModelWithHeads):
         return model.train(self.training)
 
     def save_head(self, name: str, save_directory: str | os.PathLike) -> None:
-        """Save one head without the encoder: its weights, the configuration of its single-task model, and a card.
+        """Save a head without the encoder, for `load_head`: its weights, a configuration and a card.
 
-        `load_head` reads it. For a complete model that also loads without this class, save `task_model(name)`.
-
-        Args:
-            name: Name of the head.
-            save_directory: The folder; made if need be.
+        For a complete model that loads without this class, save `task_model(name)`.
         """
         head, config, folder = self._head(name), self.config.head_config(name), Path(save_directory)
         task_class = self._task_class(name)
@@ -206,21 +189,19 @@ class EupeForMultiTask(EupeModelWithHeads):
         """Add a head that was trained elsewhere on the same encoder.
 
         Args:
-            name: The name that it gets here.
-            source: Folder or Hub repository of a head (`save_head`) or of a single-task model, of which the head is
-                taken.
+            name: Its name in this model.
+            source: Folder or Hub repository of a head (`save_head`) or of a single-task model.
             **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
 
         Raises:
-            ValueError: The name is taken, the source holds no head, or the head was made for an encoder of another
-                architecture. Whether it was trained on the same weights cannot be seen from a head alone.
+            ValueError: The name is taken, the source holds no head, or the head belongs to an encoder of another
+                architecture. A head does not say on which weights it was trained.
         """
         self._check_new_name(name)
         config = EupeConfig.from_pretrained(source, **kwargs)
         task_class = _saved_task_class(config, source)
-        mine = self.eupe.config
-        if key := _differing_field(mine, config):
-            there, here = getattr(config, key), getattr(mine, key)
+        if key := _differing_field(config, self.eupe.config):
+            there, here = getattr(config, key), getattr(self.eupe.config, key)
             raise ValueError(f"{source} is a head for another encoder: {key} is {there} there and {here} here.")
         with torch.device("meta"):
             head = task_class.head_class(config)
@@ -241,8 +222,8 @@ class EupeForMultiTask(EupeModelWithHeads):
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
             tasks: Names of the heads to run; default all.
-            labels: Labels by name of the head, each as its single-task model takes them. Heads without an entry give
-                no loss; where only some images have labels for a task, give a list with `None` for the others. (With
+            labels: Labels by name of the head, as its single-task model takes them. Heads without an entry have no
+                loss. If only some images have labels for a head, give a list with `None` for the others. (With
                 `DistributedDataParallel`, heads that some batches leave out need `ddp_find_unused_parameters`.)
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -269,12 +250,8 @@ class EupeForMultiTask(EupeModelWithHeads):
             if prediction.loss is not None:
                 weighted = self.config.heads[name]["loss_weight"] * prediction.loss
                 loss = weighted if loss is None else loss + weighted
-        return EupeMultiTaskOutput(
-            loss=loss,
-            predictions=predictions,
-            hidden_states=features.hidden_states,
-            attentions=features.attentions,
-        )
+        states, attentions = features.hidden_states, features.attentions
+        return EupeMultiTaskOutput(loss=loss, predictions=predictions, hidden_states=states, attentions=attentions)
 
     def _known(self, names: Any, what: str) -> list[str]:
         if isinstance(names, str) or (what == "labels" and not isinstance(names, Mapping)):

@@ -36,12 +36,12 @@ class EupeSegmentationHead(nn.Module):
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> SemanticSegmenterOutput:
-        """Feature maps to `logits` (B, num_labels, h, w), and their `loss`; reads nothing else."""
+        """Feature maps to `logits` (B, num_labels, h, w), and their `loss`."""
         logits = self.linear(feature_maps)
         return SemanticSegmenterOutput(loss=loss_where_labelled(self.loss, logits, labels), logits=logits)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross entropy at the size of the labels (B, H, W), without pixels that are the ignore index."""
+        """Cross entropy at the size of the labels (B, H, W), without pixels labelled with the ignore index."""
         check_label_maps(labels, len(logits), "class ids")
         if labels.is_floating_point():
             raise ValueError(f"labels must be class ids, integers, got {labels.dtype}.")
@@ -87,13 +87,13 @@ class EupeForSegmentation(EupeTaskModel):
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B, H', W') class ids from 0, of any size; `config.semantic_loss_ignore_index` (255) where there
-                is none. The logits are resized to it for the loss.
+            labels: (B, H', W') class ids from 0, of any size, to which the loss resizes the logits;
+                `config.semantic_loss_ignore_index` (255) for pixels without a class.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `logits` (B, num_labels, h, w) at the resolution of the first feature map;
-            `EupeImageProcessor.post_process_semantic_segmentation` makes label maps of them. `loss` with `labels`.
+            `logits` (B, num_labels, h, w) at the resolution of the first feature map, for
+            `EupeImageProcessor.post_process_semantic_segmentation`. `loss` with `labels`.
 
         Raises:
             ValueError: Labels of a wrong shape, or out of range.
