@@ -161,10 +161,9 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
             self.pos_embed_rescale = None
         for name in _OF_THE_OTHER[self.backbone_type]:
             if getattr(self, name) is not None:
-                owner = "ConvNeXt" if self.backbone_type == "vit" else "ViT"
-                raise ValueError(
-                    f"{name} describes a {owner}; backbone_type is {self.backbone_type!r}: leave {name} out."
-                )
+                other = "ConvNeXt" if self.backbone_type == "vit" else "ViT"
+                found = f"backbone_type is {self.backbone_type!r}"
+                raise ValueError(f"{name} describes a {other}; {found}: leave {name} out.")
         for name, value in _DEFAULTS[self.backbone_type].items():
             if getattr(self, name) is None:
                 setattr(self, name, copy.copy(value))
@@ -206,9 +205,8 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         for name, value in derived.items():
             given = getattr(self, name)
             if given not in (None, value):
-                raise ValueError(
-                    f"{name} of this ConvNeXt is {value}, got {given}: leave {name} out or change stages."
-                )
+                advice = f"leave {name} out or change stages"
+                raise ValueError(f"{name} of this ConvNeXt is {value}, got {given}: {advice}.")
             setattr(self, name, value)
 
     def _require(self, holds: bool, name: str, what: str) -> None:
@@ -228,9 +226,9 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("drop_path_rate", "head_dropout"):
             self._require(0 <= getattr(self, name) < 1, name, "be at least 0 and below 1")
         if self.num_depth_bins < 2 or not 0 < self.min_depth < self.max_depth < math.inf:
+            found = f"{self.num_depth_bins} from {self.min_depth} to {self.max_depth}"
             raise ValueError(
-                "Depth bins must be at least 2, from min_depth above 0 to a larger max_depth, got "
-                f"{self.num_depth_bins} from {self.min_depth} to {self.max_depth}."
+                f"Depth bins must be at least 2, from min_depth above 0 to a larger max_depth, got {found}."
             )
         width = self.detection_hidden_size
         self._require(width >= 8 and width % 8 == 0, "detection_hidden_size", "be a multiple of 8")
@@ -282,16 +280,21 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
             return self.patch_size
         return _STEM_STRIDE * 2 ** max(0, index % (self.num_stages + 1) - 1)
 
-    def stage_width(self, index: int) -> int:
-        """Channels of the feature map of a stage of the backbone contract: 0 is the stem, -1 the last."""
-        return [self.hidden_sizes[0], *self.hidden_sizes][index]
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of the feature maps of the stages in `out_indices`."""
+        widths = [self.hidden_sizes[0], *self.hidden_sizes]
+        return [widths[index] for index in self.out_indices]
+
+    @property
+    def out_strides(self) -> list[int]:
+        """Strides in pixels of the feature maps of the stages in `out_indices`."""
+        return [self.stage_stride(index) for index in self.out_indices]
 
     def selected_hidden_states(self, requested: bool | int | Sequence[int] | None) -> frozenset[int]:
-        """Hidden states that a forward call returns, counted from the stem (0).
+        """Hidden states that a forward call returns, counted from the stem (0), for its `output_hidden_states`.
 
-        Args:
-            requested: The caller's `output_hidden_states`: a flag, an index, or indices, negative ones from the end;
-                `None` takes the setting of this configuration. Indices that do not exist select nothing.
+        `None` takes the setting of this configuration. Indices that do not exist select nothing.
         """
         requested = self.output_hidden_states if requested is None else requested
         count = self.num_stages + 1
@@ -316,9 +319,7 @@ class EupeEncoderConfigMixin:
     encoder_config: Any
 
     @classmethod
-    def get_config_dict(
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """As in transformers, but also reads the folder of an encoder: its configuration becomes `encoder_config`."""
         parent: Any = super()
         config_dict, kwargs = parent.get_config_dict(pretrained_model_name_or_path, **kwargs)

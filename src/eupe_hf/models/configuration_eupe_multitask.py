@@ -71,11 +71,7 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def set_head(self, name: str, head: Mapping[str, Any]) -> None:
-        """Add the entry of a head, or replace it; all its fields are written out.
-
-        Args:
-            name: Name of the head.
-            head: Its entry, as in `heads`.
+        """Add or replace the entry of a head, with all its fields written out.
 
         Raises:
             ValueError: An unknown task or field, or an impossible name.

@@ -88,16 +88,6 @@ class EupePyramidConfig(EupeEncoderConfigMixin, BackboneConfigMixin, PreTrainedC
         if not isinstance(self.encoder_config, EupeConfig):
             raise ValueError(f"encoder_config must be an EupeConfig, got {type(self.encoder_config).__name__}.")
 
-    @property
-    def encoder_strides(self) -> list[int]:
-        """Strides in pixels of the encoder's maps that the pyramid is made of."""
-        return [self.encoder.stage_stride(index) for index in self.encoder.out_indices]
-
-    @property
-    def encoder_channels(self) -> list[int]:
-        """Widths of the encoder's maps that the pyramid is made of."""
-        return [self.encoder.stage_width(index) for index in self.encoder.out_indices]
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dictionary, without those that follow from others."""
         output = super().to_dict()

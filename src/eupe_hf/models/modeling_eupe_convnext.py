@@ -114,16 +114,10 @@ class EupeConvNextEncoder(EupeEncoder):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """Encode without the final norm.
+        """Encode images (B, num_channels, H, W), normalised, in the dtype of the weights, without the final norm.
 
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised, in the dtype of the weights.
-            output_hidden_states: Return the maps of the stem and of each stage; or those with these indices, `None`
-                in place of the others.
-            **kwargs: Ignored: options of a ViT's attention.
-
-        Returns:
-            `last_hidden_state` (B, C, H / 32, W / 32), the map of the last stage; on request `hidden_states`, maps.
+        As `EupeViTEncoder.forward`, but options of attention are ignored, and states are maps: (B, C, H / 32, W / 32)
+        of the last stage, and on request those of the stem and of each stage.
         """
         selected = self.config.selected_hidden_states(output_hidden_states)
         # In channels-last memory norm and linear layers need no copies, and the depthwise convolution is faster.

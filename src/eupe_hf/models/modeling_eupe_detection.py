@@ -6,9 +6,7 @@ Every position of every level predicts one box and a score per class. Two assign
 (arXiv 2108.07755), and a selection score to only the best one (the positive sample selector of arXiv 2101.11782),
 which keeps an object from being found many times. So the graph needs no non-maximum suppression and exports.
 
-tests/benchmarks/README.md of the package's repository compares it with the decoders of transformers. In the same time
-on a CPU it learns more than RT-DETR v2 and D-FINE. It has a quarter of their parameters, takes images of any size, and
-needs no scipy.
+tests/benchmarks/README.md of the package's repository compares it with the decoders of transformers.
 """
 
 import copy
@@ -21,25 +19,19 @@ from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import ModelOutput
 
 from .configuration_eupe import EupeConfig
 from .modeling_eupe_detection_loss import assign, check_detection_labels, generalized_overlap, overlap
-from .modeling_eupe_head import EupeTaskModel
+from .modeling_eupe_head import EupeTaskModel, Stages
 from .modeling_eupe_pyramid import EupeFeaturePyramid
 
 
+Labels = Sequence[Mapping[str, torch.Tensor] | None]
+
 _POSITIVES = 10  # positions per object that learn its class and box
-
-
 _PRIOR = 0.01  # score of every class before training: almost all positions are background
-
-
 _BOX_WEIGHT = 2.0  # of the box loss, beside the two class losses
-
-
 _GROUPS = 8  # of the group norms
 
 
@@ -67,8 +59,7 @@ class EupeObjectDetectionOutput(ModelOutput):
 class EupeDetectionHead(nn.Module):
     """Boxes and scores at each position of a feature pyramid, and their loss.
 
-    The pyramid is made from the stages in `config.out_indices`, whatever they are; its levels, of
-    `config.detection_strides` pixels, share the layers that follow.
+    The pyramid reads the stages in `config.out_indices`. Its levels share the layers that follow.
     """
 
     def __init__(self, config: EupeConfig):
@@ -76,12 +67,7 @@ class EupeDetectionHead(nn.Module):
         self.config = config
         width = config.detection_hidden_size
         self.strides = detection_strides(config)
-        self.pyramid = EupeFeaturePyramid(
-            [config.stage_width(index) for index in config.out_indices],
-            [config.stage_stride(index) for index in config.out_indices],
-            self.strides,
-            width,
-        )
+        self.pyramid = EupeFeaturePyramid(config.out_channels, config.out_strides, self.strides, width)
         self.class_tower = _tower(width)
         self.box_tower = _tower(width)
         self.classify = nn.Conv2d(width, config.num_labels, kernel_size=3, padding=1)
@@ -97,20 +83,12 @@ class EupeDetectionHead(nn.Module):
         init.constant_(self.classify.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def forward(
-        self,
-        feature_maps: tuple[torch.Tensor, ...],
-        cls_tokens: tuple[torch.Tensor, ...],
-        image_size: tuple[int, int],
-        labels: Sequence[Mapping[str, torch.Tensor] | None] | None = None,
+        self, feature_maps: Stages, cls_tokens: Stages, image_size: tuple[int, int], labels: Labels | None = None
     ) -> EupeObjectDetectionOutput:
         """Feature maps to `logits` and `pred_boxes`, and their loss.
 
-        Args:
-            feature_maps: One (B, C_i, H / stride_i, W / stride_i) per stage in `config.out_indices`.
-            cls_tokens: Not read.
-            image_size: (H, W) of the images in pixels. Boxes are shares of the whole image, although maps cover only
-                whole patches from the top left corner.
-            labels: As in `EupeForObjectDetection.forward`.
+        Boxes are shares of the whole image, `image_size` (H, W) in pixels, although maps cover only whole patches from
+        the top left corner.
         """
         class_logits, selection, corners, points = self.predict(feature_maps, image_size)
         # the selection learns from the classes, but does not disturb what they learn from ten positions per object
@@ -122,14 +100,11 @@ class EupeDetectionHead(nn.Module):
         boxes = corners_to_center_format(corners.clamp(0, 1))
         return EupeObjectDetectionOutput(loss=loss, loss_dict=loss_dict, logits=logits, pred_boxes=boxes)
 
-    def predict(
-        self, feature_maps: tuple[torch.Tensor, ...], image_size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def predict(self, feature_maps: Stages, image_size: tuple[int, int]) -> Stages:
         """Predictions of the N positions, fine levels first, rows from the top.
 
-        Returns:
-            Class logits (B, N, num_labels), selection (B, N, 1), boxes (B, N, 4) as left, top, right, bottom and
-            positions (N, 2) as x, y; boxes and positions are float32 shares of the image's sides, boxes not clipped.
+        Class logits (B, N, num_labels), selection (B, N, 1), boxes (B, N, 4) as left, top, right, bottom and positions
+        (N, 2) as x, y; boxes and positions are float32 shares of the image's sides, boxes not clipped.
         """
         height, width = image_size
         levels = []
@@ -160,7 +135,7 @@ class EupeDetectionHead(nn.Module):
         logits: torch.Tensor,
         corners: torch.Tensor,
         points: torch.Tensor,
-        labels: Sequence[Mapping[str, torch.Tensor] | None],
+        labels: Labels,
     ) -> dict[str, torch.Tensor]:
         """The three losses, weighted; all 0 if no image is labelled.
 
@@ -169,10 +144,7 @@ class EupeDetectionHead(nn.Module):
             logits: (B, N, num_labels), class logits plus selection, trained by one position per object.
             corners: (B, N, 4) predicted left, top, right, bottom.
             points: (N, 2) positions x, y.
-            labels: As in `EupeForObjectDetection.forward`.
-
-        Raises:
-            ValueError: Labels that `check_detection_labels` refuses.
+            labels: See `EupeForObjectDetection`. Raises `ValueError` if they do not fit.
         """
         check_detection_labels(labels, len(logits), self.config.num_labels)
         chosen = [i for i, label in enumerate(labels) if label is not None]
@@ -216,11 +188,11 @@ class EupeDetectionHead(nn.Module):
 
 
 def _tower(width: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(2):
-        layers += [nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), nn.GroupNorm(_GROUPS, width)]
-        layers.append(nn.SiLU())
-    return nn.Sequential(*layers)
+    def layer() -> tuple[nn.Module, ...]:
+        convolution = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        return convolution, nn.GroupNorm(_GROUPS, width), nn.SiLU()
+
+    return nn.Sequential(*layer(), *layer())
 
 
 def _objects(label: Mapping[str, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,6 +216,11 @@ class EupeForObjectDetection(EupeTaskModel):
     `config.num_labels` sets the classes, `config.detection_strides` the levels (add a finer one, e.g. 4, for small
     objects), `config.detection_hidden_size` their width, `config.out_indices` the stages that the pyramid reads. A
     ConvNeXt with only its last stage chosen, as by default, gets its last three instead.
+
+    Labels are one dictionary per image, as for transformers' detectors: `class_labels` (objects,) from 0 and `boxes`
+    (objects, 4), centre x, centre y, width and height as shares of the image's sides; empty tensors for an image
+    without objects. `None` stands for an image that is not labelled and has no loss. The output is an
+    `EupeObjectDetectionOutput`, for `EupeImageProcessor.post_process_object_detection`.
 
     Example:
 
@@ -277,28 +254,3 @@ class EupeForObjectDetection(EupeTaskModel):
         config = copy.deepcopy(config)
         config.out_indices = list(range(max(1, count - 2), count + 1))
         return config
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: list[dict[str, torch.Tensor] | None] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EupeObjectDetectionOutput:
-        """Detect objects.
-
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised.
-            labels: One dictionary per image, as for transformers' detectors: `class_labels` (objects,) from 0 and
-                `boxes` (objects, 4), centre x, centre y, width and height as shares of the image's sides; empty
-                tensors for an image without objects. `None` for an image that is not labelled: it has no loss.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4), normalised as the labels, for each of N positions,
-            for `EupeImageProcessor.post_process_object_detection`. `loss` and `loss_dict` with labels.
-
-        Raises:
-            ValueError: Labels of a wrong shape, class ids out of range, or boxes that leave the image.
-        """
-        return self._predict(pixel_values, labels, **kwargs)

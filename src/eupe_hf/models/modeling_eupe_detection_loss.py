@@ -18,8 +18,8 @@ def assign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give each object the `count` positions inside its box with the highest score * overlap^2 (TOOD's alignment).
 
-    An object without a position inside, a small one or one at the edge, takes the nearest. A position that several
-    objects want goes to the one that it fits best.
+    A small object without a position inside takes the nearest. A position that several objects want goes to the one
+    that it fits best.
 
     Args:
         scores: (N, objects), the score of each position for the class of each object, in [0, 1].
@@ -70,7 +70,7 @@ def _area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
 
 def check_detection_labels(labels: Any, batch_size: int, num_labels: int) -> None:
-    """Refuse labels that are not as `EupeForObjectDetection.forward` takes them.
+    """Refuse labels that are not as `EupeForObjectDetection` takes them.
 
     Raises:
         ValueError: Not one dictionary (or `None`) per image, a missing key, shapes or class ids that do not fit, or

@@ -44,14 +44,9 @@ class EupeEncoder(PreTrainedModel):
 
 
 def drop_path(branch: torch.Tensor, rate: float) -> torch.Tensor:
-    """Stochastic depth (arXiv 1603.09382): drop a residual branch for random samples, and scale the others up.
+    """Stochastic depth (arXiv 1603.09382) on a residual branch (B, ...).
 
-    Args:
-        branch: (B, ...), what the block would add.
-        rate: Probability that a sample is dropped, in [0, 1). At 0 nothing is drawn.
-
-    Returns:
-        The shape of `branch`: zeros for dropped samples, the others divided by 1 - `rate`, which keeps the mean.
+    Drops a sample with probability `rate`, in [0, 1), and divides the others by 1 - `rate`, which keeps the mean.
     """
     if not rate:
         return branch

@@ -1,22 +1,39 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """What the heads share: the model of one task, the linear dense head, sliding windows, and checks of labels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
+from .modeling_eupe import EupeBackbone, EupePreTrainedModel
+
+
+Stages = tuple[torch.Tensor, ...]  # one tensor per stage: maps (B, C, H, W) or global features (B, C)
+
+_Model = TypeVar("_Model", bound="EupeModelWithHeads")
 
 
 class EupeModelWithHeads(EupePreTrainedModel):
     """An encoder, `self.eupe`, that heads train with or leave as it is."""
 
     eupe: EupeBackbone
+
+    @classmethod
+    def _on_encoder_of(cls: type[_Model], other: "EupeModelWithHeads", config: Any) -> _Model:
+        """A model of this class with the encoder of another. Its heads are on the meta device, to be replaced."""
+        config.name_or_path = other.config.name_or_path
+        with torch.device("meta"):
+            model = cls(config)
+        model.eupe.encoder, model.eupe.norm = other.eupe.encoder, other.eupe.norm
+        return model
 
     def freeze_backbone(self) -> None:
         """Train only heads: the encoder gets no gradient, and nothing in it is random, also in train mode."""
@@ -53,29 +70,36 @@ class EupeTaskModel(EupeModelWithHeads):
         """The configuration, or a changed copy where the task needs other stages than those chosen by default."""
         return config
 
-    def encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> EupeBackboneOutput:
-        """Feature maps and global features of the stages in `config.out_indices`."""
-        return self.eupe(pixel_values, return_class_token=True, **kwargs)
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, labels: Any = None, **kwargs: Unpack[TransformersKwargs]) -> Any:
+        """Run encoder and head.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised.
+            labels: Labels of the task, see the class.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            The output of the head, see the class, with its `loss` if there are labels.
+
+        Raises:
+            ValueError: Labels of a wrong shape, or values out of range.
+        """
+        return self._predict(pixel_values, labels, **kwargs)
 
     def _predict(self, pixel_values: torch.Tensor, labels: Any, **kwargs: Any) -> Any:
-        """The output of the head, with the encoder's hidden states and attentions where they were asked for."""
-        features = self.encode(pixel_values, **kwargs)
+        features = self.eupe(pixel_values, return_class_token=True, **kwargs)
         outputs = self.head(features.feature_maps, features.cls_tokens, tuple(pixel_values.shape[2:]), labels)
         outputs.hidden_states, outputs.attentions = features.hidden_states, features.attentions
         return outputs
 
 
 class EupeLinearDenseHead(nn.Module):
-    """Upstream's linear head for dense tasks: maps joined, dropout, batch norm, 1x1 convolution.
-
-    Args:
-        config: Stages to read (`out_indices`) and `head_dropout`.
-        out_channels: Channels of the output.
-    """
+    """Upstream's linear head for dense tasks: maps joined, dropout, batch norm, 1x1 convolution."""
 
     def __init__(self, config: EupeConfig, out_channels: int):
         super().__init__()
-        channels = sum(config.stage_width(index) for index in config.out_indices)
+        channels = sum(config.out_channels)
         self.dropout = nn.Dropout2d(config.head_dropout)
         self.batch_norm = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, out_channels, kernel_size=1)
@@ -108,9 +132,7 @@ def average_windows(
     batch_size: int = 8,
     stride: int = 1,
 ) -> torch.Tensor:
-    """Maps of large images, computed in sliding windows and averaged where windows overlap.
-
-    Memory holds the maps of the images and of one batch of windows.
+    """Maps of large images, computed in batches of sliding windows and averaged where windows overlap.
 
     Args:
         function: Windows (n, num_channels, *window) to maps (n, C, window / stride).
@@ -141,12 +163,10 @@ def average_windows(
     return total / count
 
 
-def _windows(size: Sequence[int], window: tuple[int, int], step: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def _windows(size: Sequence[int], window: tuple[int, int], step: tuple[int, int]) -> list[tuple[int, int]]:
     # the last window of a row or column ends with the image, so whole windows cover every pixel
     tops, lefts = (sorted({*range(0, size[i] - window[i], step[i]), size[i] - window[i]}) for i in range(2))
-    for top in tops:
-        for left in lefts:
-            yield top, left
+    return [(top, left) for top in tops for left in lefts]
 
 
 def loss_where_labelled(
@@ -168,9 +188,8 @@ def loss_where_labelled(
         return None if labels is None else loss(prediction, labels)
     if len(labels) != len(prediction):
         raise ValueError(f"labels must have one entry per image, {len(prediction)}, got {len(labels)}.")
-    given = {
-        i: torch.as_tensor(label, device=prediction.device) for i, label in enumerate(labels) if label is not None
-    }
+    device = prediction.device
+    given = {i: torch.as_tensor(label, device=device) for i, label in enumerate(labels) if label is not None}
     if not given:
         return prediction.sum() * 0  # depends on every parameter, as distributed training needs
     shapes = {tuple(label.shape) for label in given.values()}

@@ -5,12 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe_head import EupeTaskModel, check_class_ids, loss_where_labelled
+from .modeling_eupe_head import EupeTaskModel, Stages, check_class_ids, loss_where_labelled
 
 
 _IGNORE_INDEX = -100  # torch's: an image that has no class
@@ -22,13 +19,13 @@ class EupeImageClassificationHead(nn.Module):
     def __init__(self, config: EupeConfig):
         super().__init__()
         self.config = config
-        channels = sum(config.stage_width(index) for index in config.out_indices)
+        channels = sum(config.out_channels)
         self.classifier = nn.Linear(2 * channels if config.classify_patch_mean else channels, config.num_labels)
 
     def forward(
         self,
-        feature_maps: tuple[torch.Tensor, ...],
-        cls_tokens: tuple[torch.Tensor, ...],
+        feature_maps: Stages,
+        cls_tokens: Stages,
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> ImageClassifierOutput:
@@ -59,9 +56,8 @@ class EupeImageClassificationHead(nn.Module):
         labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
         if labels.shape != logits.shape:
             shape = f"({logits.shape[0]}, {classes})"
-            raise ValueError(
-                f"labels for {problem} must be {shape}, got {tuple(labels.shape)}; one class per image needs integers."
-            )
+            found = f"{tuple(labels.shape)}; one class per image needs integers"
+            raise ValueError(f"labels for {problem} must be {shape}, got {found}.")
         loss = functional.mse_loss if problem == "regression" else functional.binary_cross_entropy_with_logits
         return loss(logits.float(), labels.float())
 
@@ -70,6 +66,8 @@ class EupeForImageClassification(EupeTaskModel):
     """An EUPE encoder with a linear classifier on its global feature.
 
     `config.classify_patch_mean` adds the mean patch feature, `config.out_indices` the features of earlier stages.
+    Labels are (B,) class ids, -100 for no class; (B, num_labels) zeros and ones for several labels per image; (B,) or
+    (B, num_labels) floats for regression, see `config.problem_type`. The output has `logits` (B, num_labels).
 
     Example:
 
@@ -90,23 +88,3 @@ class EupeForImageClassification(EupeTaskModel):
     head_fields = ("out_indices", "id2label", "problem_type", "classify_patch_mean")
     _task_auto_class = "AutoModelForImageClassification"
     _pipeline_tag = "image-classification"
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> ImageClassifierOutput:
-        """Classify images.
-
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B,) class ids, -100 where there is none; (B, num_labels) zeros and ones for several labels per
-                image; (B,) or (B, num_labels) floats for regression. See `config.problem_type`.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `logits` (B, num_labels), and `loss` with `labels`.
-
-        Raises:
-            ValueError: Labels of a wrong shape, or out of range.
-        """
-        return self._predict(pixel_values, labels, **kwargs)

@@ -36,8 +36,8 @@ class EupeMultiTaskOutput(ModelOutput):
         loss: With labels: the sum of the heads' losses, each times its `loss_weight`.
         predictions: By name of the head the output of its single-task model, for the image processor's
             `post_process_*`.
-        hidden_states: As in `EupeModel.forward`.
-        attentions: As in `EupeModel.forward`.
+        hidden_states: On request, as in `EupeModel`.
+        attentions: On request, as in `EupeModel`.
     """
 
     loss: torch.Tensor | None = None
@@ -109,10 +109,7 @@ class EupeForMultiTask(EupeModelWithHeads):
                     f"The models {first_name!r} and {name!r} do not share an encoder: {difference}. One encoder can "
                     "serve all heads only if they were trained on it with freeze_backbone(), or jointly."
                 )
-        with torch.device("meta"):
-            model = cls(EupeMultiTaskConfig(encoder_config=first.config))
-        model.config.name_or_path = first.config.name_or_path
-        model.eupe.encoder, model.eupe.norm = first.eupe.encoder, first.eupe.norm
+        model = cls._on_encoder_of(first, EupeMultiTaskConfig(encoder_config=first.config))
         for name, source in loaded.items():
             weight = (loss_weights or {}).get(name, 1.0)
             model._attach(name, source.head, _entry(type(source), source.config, loss_weight=weight))
@@ -163,10 +160,8 @@ class EupeForMultiTask(EupeModelWithHeads):
         """The single-task model of a head, for instance to save it. It shares encoder and head with this model."""
         head, config = self._head(name), self.config.head_config(name)
         config._attn_implementation = self.eupe.config._attn_implementation
-        config.name_or_path = self.config.name_or_path
-        with torch.device("meta"):
-            model = self._task_class(name)(config)
-        model.eupe.encoder, model.eupe.norm, model.head = self.eupe.encoder, self.eupe.norm, head
+        model = self._task_class(name)._on_encoder_of(self, config)
+        model.head = head
         return model.train(self.training)
 
     def save_head(self, name: str, save_directory: str | os.PathLike) -> None:

@@ -113,11 +113,10 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
 
     def __init__(self, config: EupePyramidConfig):
         super().__init__(config)
-        self.eupe = EupeBackbone(config.encoder)
-        self.pyramid = EupeFeaturePyramid(
-            config.encoder_channels, config.encoder_strides, config.strides, config.hidden_size
-        )
-        self.num_features = [config.hidden_size] * len(config.strides)
+        self.eupe, width = EupeBackbone(config.encoder), config.hidden_size
+        channels, strides = config.encoder.out_channels, config.encoder.out_strides
+        self.pyramid = EupeFeaturePyramid(channels, strides, config.strides, width)
+        self.num_features = [width] * len(config.strides)
         self.post_init()
 
     @classmethod

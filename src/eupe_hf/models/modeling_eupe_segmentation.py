@@ -5,14 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import SemanticSegmenterOutput
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
 from .modeling_eupe_head import (
     EupeLinearDenseHead,
     EupeTaskModel,
+    Stages,
     average_windows,
     check_class_ids,
     check_label_maps,
@@ -31,8 +29,8 @@ class EupeSegmentationHead(nn.Module):
 
     def forward(
         self,
-        feature_maps: tuple[torch.Tensor, ...],
-        cls_tokens: tuple[torch.Tensor, ...],
+        feature_maps: Stages,
+        cls_tokens: Stages,
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> SemanticSegmenterOutput:
@@ -57,7 +55,10 @@ class EupeSegmentationHead(nn.Module):
 class EupeForSegmentation(EupeTaskModel):
     """An EUPE encoder with the linear segmentation head of upstream's evaluation code.
 
-    `config.num_labels` classes, `config.out_indices` the stages that the head reads, `config.head_dropout`.
+    `config.num_labels` sets the classes, `config.out_indices` the stages that the head reads. Labels are (B, H', W')
+    class ids from 0, of any size, to which the loss resizes the logits; `config.semantic_loss_ignore_index` (255) for
+    pixels without a class. The output has `logits` (B, num_labels, h, w) at the resolution of the first feature map,
+    for `EupeImageProcessor.post_process_semantic_segmentation`.
 
     Example:
 
@@ -78,27 +79,6 @@ class EupeForSegmentation(EupeTaskModel):
     head_fields = ("out_indices", "id2label", "head_dropout", "semantic_loss_ignore_index")
     _task_auto_class = "AutoModelForSemanticSegmentation"
     _pipeline_tag = "image-segmentation"
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> SemanticSegmenterOutput:
-        """Segment images.
-
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B, H', W') class ids from 0, of any size, to which the loss resizes the logits;
-                `config.semantic_loss_ignore_index` (255) for pixels without a class.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `logits` (B, num_labels, h, w) at the resolution of the first feature map, for
-            `EupeImageProcessor.post_process_semantic_segmentation`. `loss` with `labels`.
-
-        Raises:
-            ValueError: Labels of a wrong shape, or out of range.
-        """
-        return self._predict(pixel_values, labels, **kwargs)
 
     @torch.no_grad()
     def predict_sliding_window(

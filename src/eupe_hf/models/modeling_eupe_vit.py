@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ from .modeling_eupe_encoder import EupeEncoder, drop_path
 
 logger = logging.get_logger(__name__)
 
+Tables = tuple[torch.Tensor, torch.Tensor]  # cosines and signed sines of the rotary embedding
+
 
 def warn_of_prefix_tokens(config: EupeConfig, requested: bool | int | Sequence[int] | None) -> None:
     """Say once what hidden states hold beside patches; `requested` is the caller's `output_hidden_states`."""
@@ -37,7 +40,7 @@ def warn_of_prefix_tokens(config: EupeConfig, requested: bool | int | Sequence[i
 
 def _rotary_tables(
     height: int, width: int, prefix: int, periods: tuple[float, ...], device: torch.device, scale: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Tables:
     # Patch centres, each axis by its own length, in [-1, 1].
     rows = 2 * (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height - 1
     columns = 2 * (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width - 1
@@ -71,9 +74,7 @@ class EupeViTRotaryEmbedding(nn.Module):
         self.num_prefix_tokens = config.num_prefix_tokens
         self.rescale = config.pos_embed_rescale
 
-    def forward(
-        self, height: int, width: int, device: torch.device, augment: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, height: int, width: int, device: torch.device, augment: bool = False) -> Tables:
         """Tables for a grid of `height` x `width` patches, as `apply_rotary` takes them.
 
         Both are (num_prefix_tokens + height * width, 1, head_dim). `augment` multiplies all coordinates by one factor,
@@ -119,14 +120,7 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
 
 
 def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, scaling: float, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention that also returns its weights: (B, N, heads, D) and (B, heads, N, N)."""
     weights = attention_weights(query, key, scaling)
@@ -154,7 +148,7 @@ class EupeViTAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def rotated_query_key(
-        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]
+        self, hidden_states: torch.Tensor, position_embeddings: Tables
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys (B, heads, N, head_dim) of hidden states (B, N, C)."""
         split = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, N, heads, head_dim)
@@ -163,11 +157,7 @@ class EupeViTAttention(nn.Module):
         return query.transpose(1, 2), key.transpose(1, 2)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        output_attentions: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        self, hidden_states: torch.Tensor, position_embeddings: Tables, output_attentions: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, N, C) to (B, N, C), and the weights (B, heads, N, N); without `output_attentions` they may be `None`."""
         query, key = self.rotated_query_key(hidden_states, position_embeddings)
@@ -208,7 +198,7 @@ class EupeViTLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: Tables,
         output_attentions: bool = False,
         drop_path_rate: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
@@ -234,7 +224,7 @@ class EupeViTEmbeddings(nn.Module):
         )
 
     def forward(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
     ) -> tuple[torch.Tensor, int, int]:
         """Images to tokens (B, 1 + registers + patches, C), and the rows and columns of the patch grid.
 
@@ -284,9 +274,7 @@ class EupeViTEncoder(EupeEncoder):
             init.constant_(module.layer_scale1, self.config.layerscale_value)
             init.constant_(module.layer_scale2, self.config.layerscale_value)
 
-    def _embed(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def _embed(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> tuple[torch.Tensor, Tables]:
         hidden_states, height, width = self.embeddings(pixel_values, bool_masked_pos)
         return hidden_states, self.rotary(height, width, hidden_states.device, self._is_random())
 
