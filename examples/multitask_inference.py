@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers import logging as transformers_logging
 
 from eupe_hf import EupeForMultiTask, EupeMultiTaskConfig
-from eupe_hf.models.configuration_eupe_multitask import HEAD_FIELDS
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.visualization import prediction_picture, rgb_picture, side_by_side
 
 
@@ -57,7 +57,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[EupeForMultiTask, str, st
         return EupeForMultiTask.from_pretrained(arguments.model), arguments.model, ""
     print(f"{arguments.model} is an encoder: it gets NEW heads with RANDOM weights, for the times alone.")
     torch.manual_seed(0)
-    heads = {task: {"task": task} for task in HEAD_FIELDS}
+    heads = {task: {"task": task} for task in TASK_MODELS}
     return EupeForMultiTask.from_pretrained(arguments.model, heads=heads), arguments.model, "random weights: "
 
 

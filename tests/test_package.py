@@ -65,9 +65,11 @@ def test_travelling_files_are_known() -> None:
         "configuration_eupe", "configuration_eupe_llava", "configuration_eupe_multitask", "configuration_eupe_pyramid",
         "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_adapter",
         "modeling_eupe_convnext",
-        "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_head",
+        "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_encoder",
+        "modeling_eupe_head",
         "modeling_eupe_image_classification", "modeling_eupe_llava", "modeling_eupe_multitask",
-        "modeling_eupe_pyramid", "modeling_eupe_saving", "modeling_eupe_segmentation", "modeling_eupe_vit",
+        "modeling_eupe_pyramid", "modeling_eupe_saving", "modeling_eupe_segmentation", "modeling_eupe_tasks",
+        "modeling_eupe_vit",
         "post_processing_eupe", "processing_eupe_llava",
     ]  # fmt: skip
 

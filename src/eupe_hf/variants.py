@@ -15,14 +15,14 @@ class Variant:
     """One published encoder.
 
     Args:
-        name: Short name, which `from_pretrained` takes.
+        name: Short name, for `from_pretrained`.
         repo_id: Repository on the Hub.
-        raw_file: The checkpoint in that repository, as published.
-        torch_hub_name: Name of the entry point in upstream's torch.hub.
-        timm_name: Name of the same weights in timm.
-        num_parameters: Upstream's count; for the ViTs it includes the key biases that a mask sets to zero.
-        config: What differs from the defaults of `EupeConfig`.
-        paper: Figures that the authors report (arXiv 2603.22387), by benchmark; depth as RMSE, the rest as scores.
+        raw_file: The published checkpoint in this repository.
+        torch_hub_name: Entry point in upstream's torch.hub.
+        timm_name: Name of the weights in timm.
+        num_parameters: Upstream's count, which includes the masked key biases of the ViTs.
+        config: Fields of `EupeConfig` beside its defaults.
+        paper: The authors' figures (arXiv 2603.22387) by benchmark; depth as RMSE, the others as scores.
         gflops: The authors' GFLOPs at 256 and at 512 pixels.
         phone_ms: The authors' milliseconds on an iPhone 15 Pro CPU (ExecuTorch) at 256 and at 512 pixels.
     """
@@ -54,62 +54,51 @@ def _paper(*figures: float, **vit_only: float) -> dict[str, float]:
     }
 
 
-def _vit(size: str, timm_size: str, num_parameters: int, width: int, heads: int, **rest: Any) -> Variant:
-    return Variant(
-        name=f"eupe-{size}",
-        repo_id=f"facebook/EUPE-ViT-{size.upper()}",
-        raw_file=f"EUPE-ViT-{size.upper()}.pt",
-        torch_hub_name=f"eupe_vit{size}16",
-        timm_name=f"vit_{timm_size}_patch16_dinov3_qkvb.eupe_lvd1689m",
-        num_parameters=num_parameters,
-        config={"backbone_type": "vit", "hidden_size": width, "num_attention_heads": heads},
-        **rest,
-    )
-
-
-def _convnext(
-    size: str, long_size: str, num_parameters: int, depths: list[int], widths: list[int], **rest: Any
+def _variant(
+    family: str, size: str, long_size: str, num_parameters: int, config: dict[str, Any], **rest: Any
 ) -> Variant:
+    is_vit = family == "ViT"
+    title = f"EUPE-{family}-{size.upper()}"
     return Variant(
-        name=f"eupe-convnext-{size}",
-        repo_id=f"facebook/EUPE-ConvNeXt-{size.upper()}",
-        raw_file=f"EUPE-ConvNeXt-{size.upper()}.pt",
-        torch_hub_name=f"eupe_convnext_{long_size}",
-        timm_name=f"convnext_{long_size}.eupe_lvd1689m",
+        name=f"eupe-{size}" if is_vit else f"eupe-convnext-{size}",
+        repo_id=f"facebook/{title}",
+        raw_file=f"{title}.pt",
+        torch_hub_name=f"eupe_vit{size}16" if is_vit else f"eupe_convnext_{long_size}",
+        timm_name=f"{f'vit_{long_size}_patch16_dinov3_qkvb' if is_vit else f'convnext_{long_size}'}.eupe_lvd1689m",
         num_parameters=num_parameters,
-        config={"backbone_type": "convnext", "depths": depths, "hidden_sizes": widths},
+        config={"backbone_type": family.lower(), **config},
         **rest,
     )
 
 
 _ALL = (
-    _vit(
-        "t", "tiny", 5_492_160, 192, 3,
+    _variant(
+        "ViT", "t", "tiny", 5_492_160, {"hidden_size": 192, "num_attention_heads": 3},
         paper=_paper(42.0, 69.5, 50.0, 82.4, 61.4, 1258.0, 37.2, 0.571, 36.7, IN1k_zero_shot=50.5, IN1k_kNN=66.3),
         gflops=(4, 17), phone_ms=(6.8, 38.3),
     ),
-    _vit(
-        "s", "small", 21_601_152, 384, 6,
+    _variant(
+        "ViT", "s", "small", 21_601_152, {"hidden_size": 384, "num_attention_heads": 6},
         paper=_paper(44.1, 69.3, 51.7, 84.5, 65.0, 1304.9, 46.5, 0.455, 46.6, IN1k_zero_shot=69.8, IN1k_kNN=78.2),
         gflops=(12, 63), phone_ms=(17.1, 97.9),
     ),
-    _vit(
-        "b", "base", 85_669_632, 768, 12,
+    _variant(
+        "ViT", "b", "base", 85_669_632, {"hidden_size": 768, "num_attention_heads": 12},
         paper=_paper(50.4, 69.7, 55.5, 85.9, 67.3, 1374.5, 51.3, 0.391, 52.4, IN1k_zero_shot=79.7, IN1k_kNN=84.1),
         gflops=(47, 216), phone_ms=(55.2, 305.2),
     ),
-    _convnext(
-        "t", "tiny", 27_820_128, [3, 3, 9, 3], [96, 192, 384, 768],
+    _variant(
+        "ConvNeXt", "t", "tiny", 27_820_128, {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]},
         paper=_paper(43.7, 68.8, 47.9, 83.4, 63.0, 1278.1, 41.3, 0.430, 43.5),
         gflops=(5, 20), phone_ms=(22.4, 82.4),
     ),
-    _convnext(
-        "s", "small", 49_454_688, [3, 3, 27, 3], [96, 192, 384, 768],
+    _variant(
+        "ConvNeXt", "s", "small", 49_454_688, {"depths": [3, 3, 27, 3], "hidden_sizes": [96, 192, 384, 768]},
         paper=_paper(45.0, 68.9, 50.5, 84.0, 64.7, 1284.2, 40.1, 0.388, 46.8),
         gflops=(11, 46), phone_ms=(38.5, 141.9),
     ),
-    _convnext(
-        "b", "base", 87_566_464, [3, 3, 27, 3], [128, 256, 512, 1024],
+    _variant(
+        "ConvNeXt", "b", "base", 87_566_464, {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]},
         paper=_paper(46.4, 70.1, 53.3, 84.7, 65.8, 1348.9, 37.7, 0.365, 48.9),
         gflops=(20, 81), phone_ms=(59.3, 222.7),
     ),
@@ -119,16 +108,12 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
 def find_variant(name: str) -> Variant | None:
-    """The variant with this name, upper or lower case: short name, Hub id, torch.hub, timm or file name; or `None`."""
+    """The variant with this short name, Hub id, torch.hub, timm or file name, in any case; or `None`."""
     return next((variant for variant in _ALL if str(name).lower() in variant.synonyms), None)
 
 
 def get_variant(name: str) -> Variant:
-    """As `find_variant`, but an unknown name is an error.
-
-    Raises:
-        ValueError: No variant has this name; the message lists all names and the nearest one.
-    """
+    """As `find_variant`, but raises `ValueError` for an unknown name, with all names and the nearest one."""
     variant = find_variant(name)
     if variant is not None:
         return variant
@@ -139,11 +124,9 @@ def get_variant(name: str) -> Variant:
 
 
 def check_source(source: str) -> None:
-    """Refuse what names no model: neither a folder that is there, nor USER/NAME on the Hub, nor one of the six.
+    """Refuse the name of a model that is neither an existing path, nor USER/NAME on the Hub, nor one of the six.
 
-    Raises:
-        FileNotFoundError: A path to nothing.
-        ValueError: An unknown name; the message lists the six and the nearest one.
+    Raises `FileNotFoundError` for a path, `ValueError` for a name, with the six and the nearest one.
     """
     parts = len(Path(source).parts)
     if parts == 2 or source in VARIANTS or Path(source).exists():
@@ -160,8 +143,8 @@ def variant_config(name: str, **overrides: Any) -> EupeConfig:
     """Configuration of one of the six published encoders.
 
     Args:
-        name: "eupe-t", "eupe-s", "eupe-b", "eupe-convnext-t", "eupe-convnext-s", "eupe-convnext-b"; torch.hub names
-            ("eupe_vits16"), Hub ids ("facebook/EUPE-ViT-S") and timm names are taken as well.
+        name: "eupe-t", "eupe-s", "eupe-b", "eupe-convnext-t", "eupe-convnext-s", "eupe-convnext-b"; or a torch.hub
+            name ("eupe_vits16"), Hub id ("facebook/EUPE-ViT-S") or timm name.
         **overrides: Fields of `EupeConfig` to change, e.g. `out_indices=[3, 6, 9, 12]` or `num_labels=10`.
 
     Returns:
@@ -169,7 +152,7 @@ def variant_config(name: str, **overrides: Any) -> EupeConfig:
 
     Raises:
         ValueError: Unknown name; the message gives the nearest one.
-        TypeError: An override that is no field of the configuration.
+        TypeError: An override that is not a field of the configuration.
 
     Example:
 

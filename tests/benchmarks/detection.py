@@ -70,10 +70,7 @@ def build(head: str, config: EupeConfig) -> tuple[nn.Module, Callable[..., Any]]
             decoder_ffn_dim=4 * width, decoder_layers=3, num_queries=100, **extra,
         )
     )  # fmt: skip
-    widths = [config.hidden_sizes[0], *config.hidden_sizes]
-    pyramid = EupeFeaturePyramid(
-        [widths[i] for i in config.out_indices], [config.stage_stride(i) for i in config.out_indices], strides, width
-    )
+    pyramid = EupeFeaturePyramid(config.out_channels, config.out_strides, strides, width)
     decoder.model.backbone.model = backbone = PyramidBackbone(pyramid)
 
     def call(maps: list[torch.Tensor], labels: Any = None) -> Any:

@@ -17,7 +17,7 @@ import time
 import torch
 
 from eupe_hf import VARIANTS, EupeForMultiTask, EupeMultiTaskConfig, variant_config
-from eupe_hf.models.configuration_eupe_multitask import HEAD_FIELDS
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 
 
 def timed(model: torch.nn.Module, pixels: torch.Tensor) -> float:
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    tasks = list(HEAD_FIELDS)
+    tasks = list(TASK_MODELS)
     print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.size} pixels, tasks {', '.join(tasks)}")
     print("| model | dearest alone, ms | all alone, ms | one pass, ms | of the dearest | of all | weights, MB |")
     print("|---|---|---|---|---|---|---|")

@@ -81,7 +81,7 @@ def test_folder_loads_and_computes_the_head_on_the_layers(family: str, task: str
     pixel_values = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         outputs = model(pixel_values)
-        maps = model.encode(pixel_values).feature_maps
+        maps = model.eupe(pixel_values).feature_maps
         size = maps[0].shape[2:]
         joined = torch.cat([torch.nn.functional.interpolate(m, size, mode="bilinear") for m in maps], dim=1)
         weight, bias, mean, variance = (state[f"batchnorm_layer.{part}"].view(-1, 1, 1) for part in BATCH_NORM)

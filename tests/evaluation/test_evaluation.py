@@ -194,7 +194,7 @@ def test_label_map_has_the_size_of_the_picture(family: str, sliding_window: bool
     assert found.shape == (90, 200)
     if sliding_window:
         inputs = processor(picture, size={"height": 64, "width": 142}, return_tensors="pt")["pixel_values"]
-        logits = model.predict_sliding_window(inputs, window=64, stride=42)
+        logits = model.predict_sliding_window(inputs, window=64, step=42)
     else:
         width = 128 if family == "convnext" else 144  # 142.2 pixels, to the nearest 32 or 16
         inputs = processor(picture, size={"height": 64, "width": width}, return_tensors="pt")["pixel_values"]

@@ -114,6 +114,7 @@ WRONG_TYPES = [
     ("return_class_token", None),
     ("hidden_act", 3),
     ("initializer_range", "small"),
+    ("drop_path_rate", None),
     ("backbone_type", "swin"),
     ("backbone_type", None),
 ]
@@ -144,6 +145,9 @@ IMPOSSIBLE = [
     ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be positive, got nan"),
     ({"layerscale_value": float("nan")}, "layerscale_value must be finite, got nan"),
     ({"initializer_range": -0.02}, "initializer_range must not be negative, got -0.02"),
+    ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
+    ({"drop_path_rate": -0.1}, "drop_path_rate must be at least 0 and below 1, got -0.1"),
+    ({"drop_path_rate": float("nan")}, "drop_path_rate must be at least 0 and below 1, got nan"),
     ({"rope_theta": 0}, "rope_theta must be positive, got 0"),
     ({"rope_theta": float("nan")}, "rope_theta must be positive, got nan"),
     ({"rope_periods": [1.0]}, "rope_periods must be 2 positive numbers .* head width 8.*got 1"),
@@ -190,6 +194,16 @@ def test_contradictory_fields_fail_saying_why(family, fields, message):
         EupeConfig(**tiny_fields(family, **fields))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_none_is_the_default_of_the_family(family):
+    filled = "patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size num_register_tokens"
+    filled += " rope_theta depths hidden_sizes layer_norm_eps layerscale_value"
+    config = EupeConfig(backbone_type=family, **dict.fromkeys(filled.split()))
+    assert config.to_dict() == EupeConfig(backbone_type=family).to_dict()
+    for name in filled.split():
+        assert (getattr(config, name) is None) is (family == "convnext" and name not in config.to_dict())
+
+
 def test_assignment_of_a_wrong_type_fails():
     config = tiny_config("vit")
     with pytest.raises(StrictDataclassError, match="'hidden_size'"):
@@ -203,7 +217,8 @@ ROUND_TRIPS = [
     tiny_fields("vit"),
     tiny_fields("vit", rope_periods=[1.25, 7.1], pos_embed_rescale=None, out_indices=[0, 2], num_register_tokens=0),
     tiny_fields("vit", num_labels=7, apply_layernorm=False, reshape_hidden_states=False, return_class_token=True),
-    tiny_fields("convnext"),
+    tiny_fields("vit", drop_path_rate=0.25),
+    tiny_fields("convnext", drop_path_rate=0),
     tiny_fields("convnext", depths=[2, 1], hidden_sizes=[8, 16], out_features=["stem", "stage2"], layer_norm_eps=1e-4),
 ]
 

@@ -299,8 +299,8 @@ def test_convnext_with_its_last_stage_alone_reads_three_and_says_so(tmp_path: Pa
     assert EupeForObjectDetection.from_pretrained(tmp_path).config.out_indices == [2, 3, 4]
     for stages in ([1, 4], [3]):
         chosen = EupeConfig(**config.to_dict() | {"out_indices": stages, "out_features": None})
-        assert chosen.with_detection_stages() is chosen
-    assert (vit := tiny("vit")).with_detection_stages() is vit
+        assert EupeForObjectDetection.complete_config(chosen) is chosen
+    assert EupeForObjectDetection.complete_config(vit := tiny("vit")) is vit
 
 
 @FAMILIES

@@ -267,7 +267,7 @@ def test_sliding_window_averages_every_window(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model = EupeForSegmentation(tiny("vit")).eval()
     pixel_values = torch.randn(2, 3, *size)
-    found = model.predict_sliding_window(pixel_values, window=32, stride=20, batch_size=3)
+    found = model.predict_sliding_window(pixel_values, window=32, step=20, batch_size=3)
     assert found.shape == (2, 3, *size)
     # the same, window by window
     height, width = (max(32, side) for side in size)
@@ -281,8 +281,8 @@ def test_sliding_window_averages_every_window(size: tuple[int, int]) -> None:
             total[:, :, top : top + 32, left : left + 32] += part
             count[top : top + 32, left : left + 32] += 1
     torch.testing.assert_close(found, (total / count)[..., : size[0], : size[1]], atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="stride at most the window"):
-        model.predict_sliding_window(pixel_values, window=32, stride=33)
+    with pytest.raises(ValueError, match="step at most the window"):
+        model.predict_sliding_window(pixel_values, window=32, step=33)
 
 
 def test_pipelines_run_the_heads(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from modeling_common import tiny_config
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, TrainingArguments
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from eupe_hf import (
     EupeConfig,
@@ -20,8 +22,7 @@ from eupe_hf import (
     EupeModel,
     EupeMultiTaskConfig,
 )
-from eupe_hf.models.configuration_eupe_multitask import HEAD_FIELDS
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 
 
 FAMILIES = pytest.mark.parametrize("family", ["vit", "convnext"])
@@ -70,11 +71,16 @@ def assert_equal_outputs(found: dict, expected: dict) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-def test_every_task_has_a_model_and_fields_of_the_configuration() -> None:
-    assert set(TASK_MODELS) == set(HEAD_FIELDS)
+def test_every_task_model_declares_its_task_and_fields_of_the_configuration() -> None:
+    assert list(TASK_MODELS) == ["classification", "segmentation", "depth", "detection"]
     fields = {"out_indices", "id2label", "problem_type", *EupeConfig.__annotations__}
-    for task, names in HEAD_FIELDS.items():
-        assert set(names) <= fields, task
+    for task, task_class in TASK_MODELS.items():
+        assert task_class.task == task
+        assert set(task_class.head_fields) <= fields, task
+        assert issubclass(task_class.head_class, torch.nn.Module) and hasattr(
+            transformers, task_class._task_auto_class
+        )
+        assert task_class._pipeline_tag in PIPELINE_REGISTRY.get_supported_tasks()
 
 
 @FAMILIES

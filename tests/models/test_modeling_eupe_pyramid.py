@@ -81,13 +81,13 @@ def test_backbone_follows_the_contract(family: str) -> None:
 def test_convnext_gives_all_its_stages_and_a_vit_what_is_chosen() -> None:
     config = tiny_pyramid("convnext")
     assert config.out_features == ["stride8", "stride16", "stride32"]
-    assert (config.encoder.out_indices, config.encoder_strides) == ([1, 2, 3, 4], [4, 8, 16, 32])
-    assert config.encoder_channels == [8, 12, 16, 20]
+    assert (config.encoder.out_indices, config.encoder.out_strides) == ([1, 2, 3, 4], [4, 8, 16, 32])
+    assert config.encoder.out_channels == [8, 12, 16, 20]
     chosen = EupePyramidConfig(encoder_config=tiny_config("convnext", out_indices=[0, 4]))
-    assert (chosen.encoder_strides, chosen.encoder_channels) == ([4, 32], [8, 20])
-    assert tiny_pyramid("vit").encoder_strides == [16]
+    assert (chosen.encoder.out_strides, chosen.encoder.out_channels) == ([4, 32], [8, 20])
+    assert tiny_pyramid("vit").encoder.out_strides == [16]
     layers = EupePyramidConfig(encoder_config=tiny_config("vit", out_indices=[1, 3], reshape_hidden_states=False))
-    assert (layers.encoder_strides, layers.encoder_channels) == ([16, 16], [32, 32])
+    assert (layers.encoder.out_strides, layers.encoder.out_channels) == ([16, 16], [32, 32])
     assert layers.encoder.reshape_hidden_states  # the pyramid reads maps
     assert EupePyramidConfig().encoder.hidden_size == 384
 

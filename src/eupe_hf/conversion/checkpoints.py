@@ -210,15 +210,17 @@ def load_checkpoint(
         wanted = published if variant is None else get_variant(variant)
         config = _config_beside(path) if layout == "eupe" else None
         # without a configuration a damaged checkpoint, `published` None, goes on: its keys are reported one by one
-        if wanted is not published and (published is not None or config is not None):
+        if wanted is not None and wanted is not published and (published is not None or config is not None):
             found = f"{published.name}, " if published is not None else ""
             raise CheckpointError(f"{path} holds {found}a {describe(state)}, not {wanted.name}.")
-        if wanted is None and config is None:
-            raise CheckpointError(
-                f"{path} holds a {describe(state)}, which is none of the six EUPE models ({', '.join(VARIANTS)}). For "
-                "an encoder of another size pass its configuration."
-            )
-        published, config = wanted, config or variant_config(wanted.name)
+        published = wanted
+        if config is None:
+            if wanted is None:
+                raise CheckpointError(
+                    f"{path} holds a {describe(state)}, which is none of the six EUPE models "
+                    f"({', '.join(VARIANTS)}). For an encoder of another size pass its configuration."
+                )
+            config = variant_config(wanted.name)
     ours, config = to_eupe(state, config, layout)
     return Checkpoint(ours, config, layout, published, projectors, head)
 

@@ -195,7 +195,7 @@ def convert(
     _check_output(checkpoint, output, "eupe")
     source = load_checkpoint(checkpoint, variant)
     notes = [f"Read {checkpoint}: {_described_encoder(source)}."]
-    if head:
+    if head and task:
         source = load_head(head, task, source, layers)
         notes.append(f"Read {head}: a {task} head, {_described_head(source)}.")
     elif source.head:
@@ -305,9 +305,9 @@ def verify(
         OSError: Nothing to read.
         ValueError: No such checkpoint, or not one thing to compare with, or of another shape.
     """
-    if (against is None) == (golden is None):
-        raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")
-    model = load_checkpoint(checkpoint, variant).build_model()
-    if golden is not None:
-        return compare_with_golden(model, golden)
-    return compare_models(model, load_checkpoint(against, variant).build_model())
+    if golden is not None and against is None:
+        return compare_with_golden(load_checkpoint(checkpoint, variant).build_model(), golden)
+    if against is not None and golden is None:
+        model = load_checkpoint(checkpoint, variant).build_model()
+        return compare_models(model, load_checkpoint(against, variant).build_model())
+    raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")

@@ -32,18 +32,21 @@ class HeadTask:
     """A task of which upstream has a head.
 
     Args:
-        name: What the user calls it.
         model_class: Our class of the task.
         convolution: Name of the 1x1 convolution in upstream's head.
         outputs: Field of the configuration that counts its outputs.
         prefix: Of every key in the files that upstream's evaluation code writes.
     """
 
-    name: str
     model_class: type[EupeTaskModel]
     convolution: str
     outputs: str
     prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.model_class.task
 
     @property
     def modules(self) -> dict[str, str]:
@@ -65,8 +68,8 @@ _COUNT = "num_batches_tracked"
 TASKS = {
     task.name: task
     for task in (
-        HeadTask("segmentation", EupeForSegmentation, "conv", "num_labels", "segmentation_model.1."),
-        HeadTask("depth", EupeForDepthEstimation, "conv_depth", "num_depth_bins"),
+        HeadTask(EupeForSegmentation, "conv", "num_labels", "segmentation_model.1."),
+        HeadTask(EupeForDepthEstimation, "conv_depth", "num_depth_bins"),
     )
 }
 

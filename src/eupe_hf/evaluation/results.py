@@ -12,14 +12,14 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 
+
+# The kind of task of each protocol, by the names of the Hub.
 _TASKS = {
     "knn": "image-classification",
-    "classification": "image-classification",
-    "segmentation": "image-segmentation",
-    "depth": "depth-estimation",
+    **{task: task_class._pipeline_tag for task, task_class in TASK_MODELS.items()},
     "correspondence": "keypoint-matching",
-    "detection": "object-detection",
     "yes_no": "visual-question-answering",
     "multiple_choice": "visual-question-answering",
     "vqa": "visual-question-answering",

@@ -105,7 +105,7 @@ def read_question(
         if not 2 <= len(options) <= len(LETTERS):
             raise ValueError(f"A multiple choice has 2 to {len(LETTERS)} options, got {len(options)}.")
         truth = _right_letter(answer, options)
-        hint = row.get(columns.get("hint"))
+        hint = row.get(columns["hint"]) if "hint" in columns else None
         lines = [f"Context: {hint}"] * bool(hint) + lines
         lines += [f"{letter}. {option}" for letter, option in zip(LETTERS[: len(options)], options, strict=True)]
     else:

@@ -136,7 +136,7 @@ def _answer_lookups() -> None:
     imported them. `transformers.pipelines` may be loaded after this package: it takes the replaced ones from
     `transformers.utils`; its own `get_task` is replaced as soon as a short name is first asked for.
     """
-    answers = {
+    answers: dict[str, Callable] = {
         "resolve_revision": lambda name, revision=None, **_: revision,
         "find_adapter_config_file": lambda name, **_: None,
         "get_task": lambda name, *_, **__: "image-feature-extraction",

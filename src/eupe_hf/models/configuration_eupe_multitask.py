@@ -8,16 +8,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_eupe import FOLDER_FIELDS, EupeConfig, EupeEncoderConfigMixin
-
-
-# What a head of each task reads from its `EupeConfig` beside the encoder's architecture.
-HEAD_FIELDS = {
-    "classification": ("out_indices", "id2label", "problem_type", "classify_patch_mean"),
-    "segmentation": ("out_indices", "id2label", "head_dropout", "semantic_loss_ignore_index"),
-    "depth": ("out_indices", "head_dropout", "num_depth_bins", "min_depth", "max_depth"),
-    "detection": ("out_indices", "id2label", "detection_hidden_size", "detection_strides"),
-}
+from .configuration_eupe import DEFAULT, FOLDER_FIELDS, EupeConfig, EupeEncoderConfigMixin, Filled
+from .modeling_eupe_tasks import TASK_MODELS
 
 
 _NOT_OF_THE_ENCODER = (*FOLDER_FIELDS, "id2label", "label2id")  # each head has labels of its own
@@ -30,10 +22,10 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
     Args:
         encoder_config: The encoder: an `EupeConfig`, or its fields as a dictionary. Its `out_indices` follow from the
             heads: all stages that one of them reads.
-        heads: One entry per head, by name. Each is a dictionary with the `task` ("classification", "segmentation",
-            "depth" or "detection"), the fields of `EupeConfig` that such a head reads (`num_labels` or `id2label`,
-            `out_indices`, ...; what is left out has its default there), and a `loss_weight`, 1 by default: the factor
-            of the head's loss in the sum that is trained. Names are letters, digits, "-" and "_".
+        heads: One entry per head, by name; letters, digits, "-" and "_". An entry is a dictionary with the `task`
+            ("classification", "segmentation", "depth" or "detection"), fields of `EupeConfig` that a head of this
+            task reads (`num_labels` or `id2label`, `out_indices`, ...; default as there), and a `loss_weight`, the
+            factor of the head's loss in the sum that is trained, 1 by default.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A field has the wrong type.
@@ -59,15 +51,14 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
     model_type = "eupe_multitask"
     sub_configs = {"encoder_config": EupeConfig}
 
-    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    heads: dict[str, Any] | None = None
+    encoder_config: Filled[dict[str, Any] | PreTrainedConfig] = DEFAULT
+    heads: Filled[dict[str, Any]] = DEFAULT
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, PreTrainedConfig):
             self.encoder_config = self.encoder_config.to_dict()
         given: dict[str, Any] = self.encoder_config or {}
-        fields = {key: value for key, value in given.items() if key not in _NOT_OF_THE_ENCODER}
-        self.encoder_config = EupeConfig(**fields)
+        self.encoder_config = EupeConfig(**{k: v for k, v in given.items() if k not in _NOT_OF_THE_ENCODER})
         heads, self.heads = self.heads or {}, {}
         for name, head in heads.items():
             self.set_head(name, head)
@@ -75,16 +66,12 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but heads that are overridden take part in the checks and in what follows from them."""
+        """As in transformers, but overridden heads are checked, and the encoder's stages follow from them."""
         overrides: dict[str, Any] = {key: kwargs.pop(key) for key in ("encoder_config", "heads") if key in kwargs}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def set_head(self, name: str, head: Mapping[str, Any]) -> None:
-        """Add the entry of a head, or replace it; all its fields are written out.
-
-        Args:
-            name: Name of the head.
-            head: Its entry, as `heads` takes them.
+        """Add or replace the entry of a head, with all its fields written out.
 
         Raises:
             ValueError: An unknown task or field, or an impossible name.
@@ -93,22 +80,20 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
             raise ValueError(f"The name of a head must be letters, digits, '-' and '_', got {name!r}.")
         if not isinstance(head, Mapping):
             raise ValueError(f"heads[{name!r}] must be a dictionary such as {{'task': 'depth'}}, got {head!r}.")
-        task = head.get("task")
-        if task not in HEAD_FIELDS:
-            raise ValueError(f"heads[{name!r}]['task'] must be one of {', '.join(HEAD_FIELDS)}, got {task!r}.")
-        fields = {key: value for key, value in head.items() if key not in ("task", "loss_weight")}
-        allowed = [*HEAD_FIELDS[task], *(["num_labels"] if "id2label" in HEAD_FIELDS[task] else [])]
+        fields = dict(head)
+        task, weight = fields.pop("task", None), fields.pop("loss_weight", 1.0)
+        if task not in TASK_MODELS:
+            raise ValueError(f"heads[{name!r}]['task'] must be one of {', '.join(TASK_MODELS)}, got {task!r}.")
+        read = TASK_MODELS[task].head_fields
+        allowed = [*read, "num_labels"] if "id2label" in read else [*read]
         if unknown := sorted(fields.keys() - {*allowed}):
             takes = ", ".join([*allowed, "loss_weight"])
             raise ValueError(f"heads[{name!r}] has {', '.join(unknown)}; a {task} head takes {takes}.")
-        weight = head.get("loss_weight", 1.0)
         if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
             raise ValueError(f"heads[{name!r}]['loss_weight'] must be a number of at least 0, got {weight!r}.")
-        config = self._with_encoder(fields)
-        config = config.with_detection_stages() if task == "detection" else config
-        stages = len(config.stage_names)
-        entry = {key: getattr(config, key) for key in HEAD_FIELDS[task]}
-        entry["out_indices"] = [index % stages for index in config.out_indices]
+        config = TASK_MODELS[task].complete_config(self._with_encoder(fields))
+        entry = {key: getattr(config, key) for key in read}
+        entry["out_indices"] = [index % len(config.stage_names) for index in config.out_indices]
         # in the order of a saved configuration, which sorts keys
         self.heads = dict(sorted({**self.heads, name: {"task": task, "loss_weight": weight, **entry}}.items()))
         self._select_stages()
@@ -120,8 +105,7 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
 
     def head_config(self, name: str) -> EupeConfig:
         """Configuration of the single-task model that has this head."""
-        fields = {key: value for key, value in self.heads[name].items() if key not in ("task", "loss_weight")}
-        return self._with_encoder(fields)
+        return self._with_encoder({k: v for k, v in self.heads[name].items() if k not in ("task", "loss_weight")})
 
     def _with_encoder(self, fields: dict[str, Any]) -> EupeConfig:
         encoder = self.encoder.to_dict()

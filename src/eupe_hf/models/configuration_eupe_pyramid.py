@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of an EUPE encoder with a feature pyramid, for decoders that read maps of several strides."""
+"""Configuration of an EUPE encoder with a feature pyramid."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from .configuration_eupe import FOLDER_FIELDS, EupeConfig, EupeEncoderConfigMixi
 
 @strict
 class EupePyramidConfig(EupeEncoderConfigMixin, BackboneConfigMixin, PreTrainedConfig):
-    """An EUPE encoder and the pyramid on it; what decoders with strides of their own take as `backbone_config`.
+    """An EUPE encoder with a feature pyramid: the `backbone_config` of decoders that read maps of several strides.
 
     Args:
-        encoder_config: The encoder, by default EUPE ViT-S. Its `out_indices` are the maps that the pyramid is made of:
-            by default a ViT's last block. A ConvNeXt that names a single stage gets all: those are its pyramid.
-        strides: Strides in pixels of the maps, powers of 2 in ascending order. The sides of the images should be
-            multiples of the largest, for maps that are twice as large as the next; decoders rely on it.
+        encoder_config: The encoder, by default EUPE ViT-S. The pyramid is made from the maps in its `out_indices`, by
+            default a ViT's last block. A ConvNeXt with a single stage chosen gets all of them.
+        strides: Strides in pixels of the maps, powers of 2 in ascending order. The sides of images should be multiples
+            of the largest: decoders rely on each map being twice as large as the next.
         hidden_size: Width of every map.
         initializer_range: Standard deviation of the normal that initialises the weights of the pyramid.
         out_features: Names of the maps to return, "stride8", "stride16", ... Default: all of them.
@@ -70,10 +70,10 @@ class EupePyramidConfig(EupeEncoderConfigMixin, BackboneConfigMixin, PreTrainedC
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but what is overridden takes part in the checks and in what follows from it."""
+        """As in transformers, but overrides are checked, and other fields follow from them."""
         own = ("encoder_config", "strides", "hidden_size", "initializer_range", "out_features", "out_indices")
         overrides = {name: kwargs.pop(name) for name in own if name in kwargs}
-        # levels that were chosen by the old strides, or by the other of the two ways
+        # levels chosen by the old strides, or by the other one of name and number
         stale = {"out_features", "out_indices"} if overrides.keys() & {"strides", *own[-2:]} else set()
         kept = {name: value for name, value in config_dict.items() if name not in stale}
         return super().from_dict({**kept, **overrides}, **kwargs)
@@ -87,18 +87,6 @@ class EupePyramidConfig(EupeEncoderConfigMixin, BackboneConfigMixin, PreTrainedC
             raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size}.")
         if not isinstance(self.encoder_config, EupeConfig):
             raise ValueError(f"encoder_config must be an EupeConfig, got {type(self.encoder_config).__name__}.")
-
-    @property
-    def encoder_strides(self) -> list[int]:
-        """Strides in pixels of the encoder's maps that the pyramid is made of."""
-        encoder = self.encoder
-        return [encoder.stage_stride(index) for index in encoder.out_indices]
-
-    @property
-    def encoder_channels(self) -> list[int]:
-        """Widths of the encoder's maps that the pyramid is made of."""
-        encoder = self.encoder
-        return [encoder.hidden_sizes[max(index, 1) - 1] for index in encoder.out_indices]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dictionary, without those that follow from others."""

@@ -88,7 +88,7 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = without_heads(kwargs["quantization_config"])
         adapter = Adapter.find(pretrained_model_name_or_path, kwargs)
-        if adapter is not None:
+        if adapter is not None and pretrained_model_name_or_path is not None:
             return cls._from_adapter(adapter, pretrained_model_name_or_path, *args, **kwargs)
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)

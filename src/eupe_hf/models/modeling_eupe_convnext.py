@@ -9,18 +9,18 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_eupe import EupeConfig
+from .modeling_eupe_encoder import EupeEncoder, drop_path
 
 
 class EupeConvNextLayer(GradientCheckpointingLayer):
     """One block: depthwise 7x7 convolution, norm over channels, two linear layers, learned scale, residual.
 
-    Upstream's `dwconv`, `pwconv1`, `pwconv2`. The norm is the fused layer norm on channels-last data, which sums in
-    float32, so half precision does not overflow.
+    Upstream calls them `dwconv`, `pwconv1`, `pwconv2`. The fused layer norm on channels-last data sums in float32, so
+    half precision does not overflow.
     """
 
     def __init__(self, config: EupeConfig, channels: int):
@@ -32,12 +32,13 @@ class EupeConvNextLayer(GradientCheckpointingLayer):
         self.pointwise_conv2 = nn.Linear(4 * channels, channels)
         self.gamma = nn.Parameter(torch.empty(channels))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, drop_path_rate: float = 0.0) -> torch.Tensor:
         """(B, C, H, W) to (B, C, H, W), channels-last in memory."""
         branch = self.depthwise_conv(hidden_states).permute(0, 2, 3, 1)  # (B, H, W, C), no copy in channels-last
         grid = branch.shape[1:3]
         branch = self.layer_norm(branch).flatten(1, 2)  # (B, H * W, C): 8-bit layers of bitsandbytes take three axes
         branch = self.pointwise_conv2(self.activation_fn(self.pointwise_conv1(branch))).unflatten(1, grid)
+        branch = drop_path(branch, drop_path_rate)
         return torch.addcmul(hidden_states.permute(0, 2, 3, 1), branch, self.gamma).permute(0, 3, 1, 2)
 
 
@@ -78,28 +79,18 @@ class EupeConvNextStage(nn.Module):
         )
         self.layers = nn.ModuleList([EupeConvNextLayer(config, channels) for _ in range(config.depths[index])])
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map of the stage before to the map of this stage."""
+    def forward(self, hidden_states: torch.Tensor, drop_path_rates: Sequence[float]) -> torch.Tensor:
+        """Map of the stage before to the map of this stage; one rate per block."""
         hidden_states = self.downsample(hidden_states)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states)
+        for layer, rate in zip(self.layers, drop_path_rates, strict=True):
+            hidden_states = layer(hidden_states, drop_path_rate=rate)
         return hidden_states
 
 
-class EupeConvNextEncoder(PreTrainedModel):
-    """Stem and stages. `EupeModel` and `EupeBackbone` add the final norm."""
+class EupeConvNextEncoder(EupeEncoder):
+    """Stem and stages."""
 
-    config_class = EupeConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["EupeConvNextLayer"]
-    # There is no attention here; the flags let a model of this family take any `attn_implementation` that a user asks.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     def __init__(self, config: EupeConfig):
         super().__init__(config)
@@ -114,11 +105,7 @@ class EupeConvNextEncoder(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, EupeConvNextLayer):
+        if isinstance(module, EupeConvNextLayer):
             init.constant_(module.gamma, self.config.layerscale_value)
 
     def forward(
@@ -127,23 +114,18 @@ class EupeConvNextEncoder(PreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """Encode without the final norm.
+        """Encode images (B, num_channels, H, W), normalised, in the dtype of the weights, without the final norm.
 
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised, in the dtype of the weights.
-            output_hidden_states: Return the maps of the stem and of each stage; or those with these indices, `None`
-                in place of the others.
-            **kwargs: Ignored: what the attention of a ViT would take.
-
-        Returns:
-            `last_hidden_state` (B, C, H / 32, W / 32), the map of the last stage; on request `hidden_states`, maps.
+        As `EupeViTEncoder.forward`, but options of attention are ignored, and states are maps: (B, C, H / 32, W / 32)
+        of the last stage, and on request those of the stem and of each stage.
         """
         selected = self.config.selected_hidden_states(output_hidden_states)
-        # The blocks work on channels-last memory: norm and linear layers then need no copies, and the depthwise
-        # convolution is faster.
+        # In channels-last memory norm and linear layers need no copies, and the depthwise convolution is faster.
         hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         states = [hidden_states if 0 in selected else None]
+        rates = self._drop_path_rates()
         for i, stage in enumerate(self.stages, start=1):
-            hidden_states = stage(hidden_states)
+            rates_here, rates = rates[: len(stage.layers)], rates[len(stage.layers) :]
+            hidden_states = stage(hidden_states, rates_here)
             states.append(hidden_states if i in selected else None)
         return BaseModelOutput(last_hidden_state=hidden_states, hidden_states=tuple(states) if selected else None)

@@ -1,15 +1,22 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Depth estimation: upstream's linear head over depth bins on the dense features of an EUPE encoder."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_outputs import DepthEstimatorOutput
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe_head import EupeLinearDenseHead, EupeTaskModel, check_label_maps, loss_where_labelled, resize
+from .modeling_eupe_head import (
+    EupeLinearDenseHead,
+    EupeTaskModel,
+    Stages,
+    check_label_maps,
+    loss_where_labelled,
+    resize,
+)
 
 
 class EupeDepthHead(nn.Module):
@@ -22,12 +29,12 @@ class EupeDepthHead(nn.Module):
 
     def forward(
         self,
-        feature_maps: tuple[torch.Tensor, ...],
-        cls_tokens: tuple[torch.Tensor, ...],
+        feature_maps: Stages,
+        cls_tokens: Stages,
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> DepthEstimatorOutput:
-        """Feature maps to `predicted_depth` (B, h, w) in metres, and its `loss`; reads nothing else."""
+        """Feature maps to `predicted_depth` (B, h, w) in metres, and its `loss`."""
         depth = self.depth(feature_maps)
         return DepthEstimatorOutput(loss=loss_where_labelled(self.loss, depth, labels), predicted_depth=depth)
 
@@ -57,8 +64,10 @@ class EupeDepthHead(nn.Module):
 class EupeForDepthEstimation(EupeTaskModel):
     """An EUPE encoder with the linear depth head of upstream's evaluation code: 256 bins from 0.001 to 10 metres.
 
-    `config.num_depth_bins`, `config.min_depth` and `config.max_depth` say which bins, `config.out_indices` which
-    stages the head reads.
+    `config.num_depth_bins`, `config.min_depth` and `config.max_depth` set the bins, `config.out_indices` the stages
+    that the head reads. Labels are (B, H', W') depth in metres, of any size; depths that are not finite, not above
+    `config.min_depth` or above `config.max_depth` are unknown. The output has `predicted_depth` (B, h, w) in metres,
+    float32, at the resolution of the first feature map, for `EupeImageProcessor.post_process_depth_estimation`.
 
     Example:
 
@@ -73,42 +82,25 @@ class EupeForDepthEstimation(EupeTaskModel):
     ```
     """
 
+    task = "depth"
     head_class = EupeDepthHead
+    head_fields = ("out_indices", "head_dropout", "num_depth_bins", "min_depth", "max_depth")
     _task_auto_class = "AutoModelForDepthEstimation"
     _pipeline_tag = "depth-estimation"
 
     @can_return_tuple
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        flip_average: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, labels: Any = None, flip_average: bool = False, **kwargs: Any
     ) -> DepthEstimatorOutput:
-        """Estimate depth.
+        """As `EupeTaskModel.forward`; `flip_average` averages with the prediction for the mirrored image.
 
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B, H', W') depth in metres, of any size; what is not finite, not above `config.min_depth` or
-                above `config.max_depth` counts as unknown.
-            flip_average: Average with the prediction for the mirrored image, as upstream's evaluation does.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `predicted_depth` (B, h, w) in metres, float32, at the resolution of the first feature map;
-            `EupeImageProcessor.post_process_depth_estimation` resizes it. `loss` with `labels`.
-
-        Raises:
-            ValueError: Labels of a wrong shape.
+        Upstream's evaluation averages too.
         """
         if not flip_average:
             return self._predict(pixel_values, labels, **kwargs)
         outputs = self._predict(pixel_values, None, **kwargs)
         mirrored = self._predict(pixel_values.flip(-1), None)
         depth = (outputs.predicted_depth + mirrored.predicted_depth.flip(-1)) / 2
-        return DepthEstimatorOutput(
-            loss=None if labels is None else self.head.loss(depth, labels),
-            predicted_depth=depth,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        loss = None if labels is None else self.head.loss(depth, labels)
+        states, attentions = outputs.hidden_states, outputs.attentions
+        return DepthEstimatorOutput(loss=loss, predicted_depth=depth, hidden_states=states, attentions=attentions)

@@ -2,16 +2,14 @@
 """Object detection: a small anchor-free head on a feature pyramid over an EUPE encoder.
 
 Every position of every level predicts one box and a score per class. Two assignments train it, as in YOLOv10 (arXiv
-2405.14458): each object teaches its class and its box to the ten positions that fit it best, by the alignment of TOOD
-(arXiv 2108.07755), and a selection score to the best one alone (the positive sample selector of arXiv 2101.11782),
-which keeps an object from being found many times. So the graph holds no non-maximum suppression and exports.
+2405.14458). Each object teaches its class and its box to the ten positions that fit it best, by the alignment of TOOD
+(arXiv 2108.07755), and a selection score to only the best one (the positive sample selector of arXiv 2101.11782),
+which keeps an object from being found many times. So the graph needs no non-maximum suppression and exports.
 
-Why none of the decoders that transformers has: on drawn shapes and a frozen encoder this head reaches an AP50 of 0.61
-in 300 steps and 55 s of one CPU core, RT-DETR v2's 0.47 in 317 s, D-FINE's 0.74 in 508 s; in 256 s this one reaches
-0.87. It has a quarter of their parameters, takes images of any size, and needs no scipy. The whole table stands in
-tests/benchmarks/README.md of the package's repository.
+tests/benchmarks/README.md of the package's repository compares it with the decoders of transformers.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,25 +19,19 @@ from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import ModelOutput
 
 from .configuration_eupe import EupeConfig
 from .modeling_eupe_detection_loss import assign, check_detection_labels, generalized_overlap, overlap
-from .modeling_eupe_head import EupeTaskModel
+from .modeling_eupe_head import EupeTaskModel, Stages
 from .modeling_eupe_pyramid import EupeFeaturePyramid
 
 
+Labels = Sequence[Mapping[str, torch.Tensor] | None]
+
 _POSITIVES = 10  # positions per object that learn its class and box
-
-
 _PRIOR = 0.01  # score of every class before training: almost all positions are background
-
-
 _BOX_WEIGHT = 2.0  # of the box loss, beside the two class losses
-
-
 _GROUPS = 8  # of the group norms
 
 
@@ -67,22 +59,15 @@ class EupeObjectDetectionOutput(ModelOutput):
 class EupeDetectionHead(nn.Module):
     """Boxes and scores at each position of a feature pyramid, and their loss.
 
-    The pyramid is made from the stages in `config.out_indices`, whatever they are; its levels, of
-    `config.detection_strides` pixels, share the layers that follow.
+    The pyramid reads the stages in `config.out_indices`. Its levels share the layers that follow.
     """
 
     def __init__(self, config: EupeConfig):
         super().__init__()
         self.config = config
         width = config.detection_hidden_size
-        widths = [config.hidden_sizes[0], *config.hidden_sizes]
         self.strides = detection_strides(config)
-        self.pyramid = EupeFeaturePyramid(
-            [widths[index] for index in config.out_indices],
-            [config.stage_stride(index) for index in config.out_indices],
-            self.strides,
-            width,
-        )
+        self.pyramid = EupeFeaturePyramid(config.out_channels, config.out_strides, self.strides, width)
         self.class_tower = _tower(width)
         self.box_tower = _tower(width)
         self.classify = nn.Conv2d(width, config.num_labels, kernel_size=3, padding=1)
@@ -98,20 +83,12 @@ class EupeDetectionHead(nn.Module):
         init.constant_(self.classify.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def forward(
-        self,
-        feature_maps: tuple[torch.Tensor, ...],
-        cls_tokens: tuple[torch.Tensor, ...],
-        image_size: tuple[int, int],
-        labels: Sequence[Mapping[str, torch.Tensor] | None] | None = None,
+        self, feature_maps: Stages, cls_tokens: Stages, image_size: tuple[int, int], labels: Labels | None = None
     ) -> EupeObjectDetectionOutput:
         """Feature maps to `logits` and `pred_boxes`, and their loss.
 
-        Args:
-            feature_maps: One (B, C_i, H / stride_i, W / stride_i) per stage in `config.out_indices`.
-            cls_tokens: Not read.
-            image_size: (H, W) of the images in pixels. Maps cover whole patches from the top left corner; boxes are
-                shares of the whole image all the same.
-            labels: As in `EupeForObjectDetection.forward`.
+        Boxes are shares of the whole image, `image_size` (H, W) in pixels, although maps cover only whole patches from
+        the top left corner.
         """
         class_logits, selection, corners, points = self.predict(feature_maps, image_size)
         # the selection learns from the classes, but does not disturb what they learn from ten positions per object
@@ -123,14 +100,11 @@ class EupeDetectionHead(nn.Module):
         boxes = corners_to_center_format(corners.clamp(0, 1))
         return EupeObjectDetectionOutput(loss=loss, loss_dict=loss_dict, logits=logits, pred_boxes=boxes)
 
-    def predict(
-        self, feature_maps: tuple[torch.Tensor, ...], image_size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What each of the N positions says, fine levels first, rows from the top.
+    def predict(self, feature_maps: Stages, image_size: tuple[int, int]) -> Stages:
+        """Predictions of the N positions, fine levels first, rows from the top.
 
-        Returns:
-            Class logits (B, N, num_labels), selection (B, N, 1), boxes (B, N, 4) as left, top, right, bottom and
-            positions (N, 2) as x, y; boxes and positions are float32 shares of the image's sides, boxes not clipped.
+        Class logits (B, N, num_labels), selection (B, N, 1), boxes (B, N, 4) as left, top, right, bottom and positions
+        (N, 2) as x, y; boxes and positions are float32 shares of the image's sides, boxes not clipped.
         """
         height, width = image_size
         levels = []
@@ -161,23 +135,20 @@ class EupeDetectionHead(nn.Module):
         logits: torch.Tensor,
         corners: torch.Tensor,
         points: torch.Tensor,
-        labels: Sequence[Mapping[str, torch.Tensor] | None],
+        labels: Labels,
     ) -> dict[str, torch.Tensor]:
-        """The three losses, weighted; all of them 0 where no image is labelled.
+        """The three losses, weighted; all 0 if no image is labelled.
 
         Args:
             class_logits: (B, N, num_labels), trained by `_POSITIVES` positions per object.
             logits: (B, N, num_labels), class logits plus selection, trained by one position per object.
             corners: (B, N, 4) predicted left, top, right, bottom.
             points: (N, 2) positions x, y.
-            labels: As in `EupeForObjectDetection.forward`.
-
-        Raises:
-            ValueError: Labels that cannot be meant.
+            labels: See `EupeForObjectDetection`. Raises `ValueError` if they do not fit.
         """
         check_detection_labels(labels, len(logits), self.config.num_labels)
         chosen = [i for i, label in enumerate(labels) if label is not None]
-        objects = [_objects(labels[i], points.device) for i in chosen]
+        objects = [_objects(label, points.device) for label in labels if label is not None]
         corners = corners[chosen]
         losses = {}
         for name, scores, count in (("class", class_logits[chosen], _POSITIVES), ("select", logits[chosen], 1)):
@@ -201,10 +172,9 @@ class EupeDetectionHead(nn.Module):
         objects: Sequence[tuple[torch.Tensor, torch.Tensor]],
         count: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the scores should be: at an object's positions how well they fit it, elsewhere 0.
+        """Targets of the scores (B, N, num_labels), and the object of each position (B, N), -1 for none.
 
-        Returns:
-            Scores (B, N, num_labels) in [0, 1], and (B, N) the object that a position belongs to, -1 for none.
+        The targets say how well a position fits its object, in [0, 1]; elsewhere they are 0.
         """
         targets = torch.zeros_like(logits, dtype=torch.float32)
         owner = torch.full(logits.shape[:2], -1, device=logits.device)
@@ -218,11 +188,11 @@ class EupeDetectionHead(nn.Module):
 
 
 def _tower(width: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(2):
-        layers += [nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), nn.GroupNorm(_GROUPS, width)]
-        layers.append(nn.SiLU())
-    return nn.Sequential(*layers)
+    def layer() -> tuple[nn.Module, ...]:
+        convolution = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        return convolution, nn.GroupNorm(_GROUPS, width), nn.SiLU()
+
+    return nn.Sequential(*layer(), *layer())
 
 
 def _objects(label: Mapping[str, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,7 +202,7 @@ def _objects(label: Mapping[str, torch.Tensor], device: torch.device) -> tuple[t
 
 
 def detection_strides(config: EupeConfig) -> list[int]:
-    """Strides of the levels in pixels: those of the configuration, else half, once and twice a ViT's patch size."""
+    """Strides of the levels in pixels, from the configuration or by default; see `EupeConfig`."""
     if config.detection_strides is not None:
         return list(config.detection_strides)
     base = config.patch_size if config.backbone_type == "vit" else 16
@@ -243,9 +213,14 @@ def detection_strides(config: EupeConfig) -> list[int]:
 class EupeForObjectDetection(EupeTaskModel):
     """An EUPE encoder with an anchor-free detection head on a feature pyramid.
 
-    `config.num_labels` classes, `config.detection_strides` the levels (a finer one, e.g. 4, for small objects),
-    `config.detection_hidden_size` their width, `config.out_indices` the stages that the pyramid is made from. A
-    ConvNeXt whose last stage alone is chosen, as by default, gets its last three instead.
+    `config.num_labels` sets the classes, `config.detection_strides` the levels (add a finer one, e.g. 4, for small
+    objects), `config.detection_hidden_size` their width, `config.out_indices` the stages that the pyramid reads. A
+    ConvNeXt with only its last stage chosen, as by default, gets its last three instead.
+
+    Labels are one dictionary per image, as for transformers' detectors: `class_labels` (objects,) from 0 and `boxes`
+    (objects, 4), centre x, centre y, width and height as shares of the image's sides; empty tensors for an image
+    without objects. `None` stands for an image that is not labelled and has no loss. The output is an
+    `EupeObjectDetectionOutput`, for `EupeImageProcessor.post_process_object_detection`.
 
     Example:
 
@@ -264,35 +239,18 @@ class EupeForObjectDetection(EupeTaskModel):
     ```
     """
 
+    task = "detection"
     head_class = EupeDetectionHead
+    head_fields = ("out_indices", "id2label", "detection_hidden_size", "detection_strides")
     _task_auto_class = "AutoModelForObjectDetection"
     _pipeline_tag = "object-detection"
 
-    def __init__(self, config: EupeConfig):
-        super().__init__(config.with_detection_stages())
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: list[dict[str, torch.Tensor] | None] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EupeObjectDetectionOutput:
-        """Detect objects.
-
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised.
-            labels: One dictionary per image, as transformers' detectors take them: `class_labels` (objects,) from 0
-                and `boxes` (objects, 4), centre x, centre y, width and height as shares of the image's sides. An
-                image without objects has empty tensors; `None` in place of a dictionary: not labelled, no loss.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4), normalised as the labels, for each of N positions;
-            `EupeImageProcessor.post_process_object_detection` makes results of them. `loss` and `loss_dict` with
-            labels.
-
-        Raises:
-            ValueError: Labels of a wrong shape, class ids out of range, or boxes that leave the image.
-        """
-        return self._predict(pixel_values, labels, **kwargs)
+    @classmethod
+    def complete_config(cls, config: EupeConfig) -> EupeConfig:
+        """Choose the last three stages of a ConvNeXt with only its last one chosen, which has no fine maps."""
+        count = config.num_stages
+        if config.backbone_type == "vit" or count == 1 or list(config.out_indices) not in ([count], [-1]):
+            return config
+        config = copy.deepcopy(config)
+        config.out_indices = list(range(max(1, count - 2), count + 1))
+        return config

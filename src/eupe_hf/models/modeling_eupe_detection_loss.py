@@ -18,8 +18,8 @@ def assign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give each object the `count` positions inside its box with the highest score * overlap^2 (TOOD's alignment).
 
-    An object without a position inside, a small one or one at the edge, takes the nearest. A position that several
-    objects want goes to the one that it fits best.
+    A small object without a position inside takes the nearest. A position that several objects want goes to the one
+    that it fits best.
 
     Args:
         scores: (N, objects), the score of each position for the class of each object, in [0, 1].
@@ -70,19 +70,19 @@ def _area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
 
 def check_detection_labels(labels: Any, batch_size: int, num_labels: int) -> None:
-    """Refuse labels that cannot be meant. Not when compiled: looking at values would break the graph.
+    """Refuse labels that are not as `EupeForObjectDetection` takes them.
 
     Raises:
-        ValueError: Not one dictionary (or `None`) per image, a key that is missing, shapes or class ids that do not
-            fit, or boxes that are no normalised (centre x, centre y, width, height) within the image.
+        ValueError: Not one dictionary (or `None`) per image, a missing key, shapes or class ids that do not fit, or
+            boxes that are not normalised (centre x, centre y, width, height) or leave the image.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # looking at values would break the graph
         return
     if not isinstance(labels, Sequence) or len(labels) != batch_size:
         found = f"{len(labels)} entries" if isinstance(labels, Sequence) else type(labels).__name__
         raise ValueError(
-            f"labels must be a list with one dictionary per image, {batch_size} of them, got {found}. An image "
-            "without objects has empty tensors, one that is not labelled None."
+            f"labels must be a list with one dictionary per image, {batch_size} of them, got {found}. Give empty "
+            "tensors for an image without objects, None for one that is not labelled."
         )
     for i, label in enumerate(labels):
         if label is None:

@@ -1,66 +1,105 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the task heads share: an encoder with one head, and the layers of the linear dense heads."""
+"""What the heads share: the model of one task, the linear dense head, sliding windows, and checks of labels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
+from .modeling_eupe import EupeBackbone, EupePreTrainedModel
 
 
-class EupeTaskModel(EupePreTrainedModel):
-    """An encoder, `self.eupe`, with one head, `self.head`. Subclasses name the head and describe its outputs.
+Stages = tuple[torch.Tensor, ...]  # one tensor per stage: maps (B, C, H, W) or global features (B, C)
+
+_Model = TypeVar("_Model", bound="EupeModelWithHeads")
+
+
+class EupeModelWithHeads(EupePreTrainedModel):
+    """An encoder, `self.eupe`, that heads train with or leave as it is."""
+
+    eupe: EupeBackbone
+
+    @classmethod
+    def _on_encoder_of(cls: type[_Model], other: "EupeModelWithHeads", config: Any) -> _Model:
+        """A model of this class with the encoder of another. Its heads are on the meta device, to be replaced."""
+        config.name_or_path = other.config.name_or_path
+        with torch.device("meta"):
+            model = cls(config)
+        model.eupe.encoder, model.eupe.norm = other.eupe.encoder, other.eupe.norm
+        return model
+
+    def freeze_backbone(self) -> None:
+        """Train only heads: the encoder gets no gradient, and nothing in it is random, also in train mode."""
+        self.eupe.requires_grad_(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Train the encoder with the heads."""
+        self.eupe.requires_grad_(True)
+
+
+class EupeTaskModel(EupeModelWithHeads):
+    """An encoder, `self.eupe`, with one head, `self.head`. Subclasses declare the task and describe its outputs.
 
     A head is called with the feature maps and global features of the stages in `config.out_indices`, the size of the
-    images in pixels and the labels, if any, and gives the output of the task with its loss. It sees the encoder only
+    images in pixels and the labels, if any. It returns the output of the task with its loss. It sees the encoder only
     through the contract of `EupeBackbone`, so every head works on all six models, and several share one encoder.
+
+    A subclass also sets `_task_auto_class` and `_pipeline_tag`, the Auto class and the pipeline of transformers.
     """
 
+    task: str  # its name, in `TASK_MODELS`
     head_class: type[nn.Module]
+    head_fields: tuple[str, ...]  # what the head reads from its `EupeConfig` beside the encoder's architecture
 
     def __init__(self, config: EupeConfig):
+        config = self.complete_config(config)
         super().__init__(config)
         self.eupe = EupeBackbone(config)
         self.head = self.head_class(config)
         self.post_init()
 
-    def freeze_backbone(self) -> None:
-        """Train the head alone: no gradient for the encoder, and nothing random in it, also in train mode."""
-        self.eupe.requires_grad_(False)
+    @classmethod
+    def complete_config(cls, config: EupeConfig) -> EupeConfig:
+        """The configuration, or a changed copy where the task needs other stages than those chosen by default."""
+        return config
 
-    def unfreeze_backbone(self) -> None:
-        """Train the encoder with the head."""
-        self.eupe.requires_grad_(True)
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, labels: Any = None, **kwargs: Unpack[TransformersKwargs]) -> Any:
+        """Run encoder and head.
 
-    def encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> EupeBackboneOutput:
-        """Feature maps and global features of the stages in `config.out_indices`."""
-        return self.eupe(pixel_values, return_class_token=True, **kwargs)
+        Args:
+            pixel_values: (B, num_channels, H, W), normalised.
+            labels: Labels of the task, see the class.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            The output of the head, see the class, with its `loss` if there are labels.
+
+        Raises:
+            ValueError: Labels of a wrong shape, or values out of range.
+        """
+        return self._predict(pixel_values, labels, **kwargs)
 
     def _predict(self, pixel_values: torch.Tensor, labels: Any, **kwargs: Any) -> Any:
-        """The output of the head, with the encoder's hidden states and attentions where they were asked for."""
-        features = self.encode(pixel_values, **kwargs)
+        features = self.eupe(pixel_values, return_class_token=True, **kwargs)
         outputs = self.head(features.feature_maps, features.cls_tokens, tuple(pixel_values.shape[2:]), labels)
         outputs.hidden_states, outputs.attentions = features.hidden_states, features.attentions
         return outputs
 
 
 class EupeLinearDenseHead(nn.Module):
-    """Upstream's linear head for dense tasks: maps joined, dropout, batch norm, 1x1 convolution.
-
-    Args:
-        config: Stages to read (`out_indices`) and `head_dropout`.
-        out_channels: Channels of the output.
-    """
+    """Upstream's linear head for dense tasks: maps joined, dropout, batch norm, 1x1 convolution."""
 
     def __init__(self, config: EupeConfig, out_channels: int):
         super().__init__()
-        widths = [config.hidden_sizes[0], *config.hidden_sizes]
-        channels = sum(widths[index] for index in config.out_indices)
+        channels = sum(config.out_channels)
         self.dropout = nn.Dropout2d(config.head_dropout)
         self.batch_norm = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, out_channels, kernel_size=1)
@@ -93,17 +132,15 @@ def average_windows(
     batch_size: int = 8,
     stride: int = 1,
 ) -> torch.Tensor:
-    """Maps of large images: of windows that slide over them, averaged where windows overlap.
-
-    Memory is that of the map of the images and of one batch of windows.
+    """Maps of large images, computed in batches of sliding windows and averaged where windows overlap.
 
     Args:
         function: Windows (n, num_channels, *window) to maps (n, C, window / stride).
         pixel_values: (B, num_channels, H, W), at least as large as the window.
         window: Height and width of the windows in pixels.
-        step: Rows and columns between windows in pixels, at most `window`.
+        step: Pixels from one window to the next, down and to the right, at most `window`.
         batch_size: Windows per call of `function`.
-        stride: Pixels to a position of the map; divides the sides of images and windows, and the step.
+        stride: Pixels between positions of the map; divides `step` and the sides of images and windows.
 
     Returns:
         (B, C, H / stride, W / stride), float32.
@@ -116,7 +153,7 @@ def average_windows(
         chosen = places[start : start + batch_size]
         views = [pixel_values[i, :, top : top + window[0], left : left + window[1]] for i, top, left in chosen]
         maps = function(torch.stack(views)).float()
-        if total.ndim == 0:  # how many channels there are is known only now
+        if total.ndim == 0:  # now the number of channels is known
             total = maps.new_zeros((batch, maps.shape[1], height, width))
         for (i, top, left), part in zip(chosen, maps, strict=True):
             top, left = top // stride, left // stride
@@ -126,12 +163,10 @@ def average_windows(
     return total / count
 
 
-def _windows(size: Sequence[int], window: tuple[int, int], step: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    # the last window of a row or column ends with the image, so that every pixel is covered by a whole window
+def _windows(size: Sequence[int], window: tuple[int, int], step: tuple[int, int]) -> list[tuple[int, int]]:
+    # the last window of a row or column ends with the image, so whole windows cover every pixel
     tops, lefts = (sorted({*range(0, size[i] - window[i], step[i]), size[i] - window[i]}) for i in range(2))
-    for top in tops:
-        for left in lefts:
-            yield top, left
+    return [(top, left) for top in tops for left in lefts]
 
 
 def loss_where_labelled(
@@ -142,22 +177,21 @@ def loss_where_labelled(
     """Loss of a head over the images that have labels.
 
     Args:
-        loss: Of predictions and labels.
+        loss: Function of predictions and labels.
         prediction: (B, ...).
-        labels: (B, ...); or one tensor per image, `None` for an image without; or `None` for no loss at all.
+        labels: (B, ...); or one tensor per image, `None` for images without labels; or `None` for no loss at all.
 
     Raises:
-        ValueError: Not one entry per image, or entries of different shapes; what `loss` raises.
+        ValueError: Not one entry per image, entries of different shapes, or labels that `loss` refuses.
     """
     if labels is None or isinstance(labels, torch.Tensor):
         return None if labels is None else loss(prediction, labels)
     if len(labels) != len(prediction):
         raise ValueError(f"labels must have one entry per image, {len(prediction)}, got {len(labels)}.")
-    given = {
-        i: torch.as_tensor(label, device=prediction.device) for i, label in enumerate(labels) if label is not None
-    }
+    device = prediction.device
+    given = {i: torch.as_tensor(label, device=device) for i, label in enumerate(labels) if label is not None}
     if not given:
-        return prediction.sum() * 0  # still depends on every parameter, as distributed training wants
+        return prediction.sum() * 0  # depends on every parameter, as distributed training needs
     shapes = {tuple(label.shape) for label in given.values()}
     if len(shapes) > 1:
         raise ValueError(f"labels of one batch must have one shape, got {', '.join(map(str, sorted(shapes)))}.")
@@ -165,11 +199,8 @@ def loss_where_labelled(
 
 
 def check_class_ids(labels: torch.Tensor, num_labels: int, hint: str, ignore_index: int | None = None) -> None:
-    """Refuse class ids outside 0 to `num_labels` - 1 that are not the ignore index.
-
-    Not when compiled: looking at values would break the graph.
-    """
-    if torch.compiler.is_compiling():
+    """Refuse class ids outside 0 to `num_labels` - 1 that are not the ignore index."""
+    if torch.compiler.is_compiling():  # looking at values would break the graph
         return
     counted = labels if ignore_index is None else labels[labels != ignore_index]
     low, high = (int(bound) for bound in counted.aminmax()) if counted.numel() else (0, 0)

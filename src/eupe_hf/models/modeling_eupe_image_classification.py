@@ -5,35 +5,31 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe_head import EupeTaskModel, check_class_ids, loss_where_labelled
+from .modeling_eupe_head import EupeTaskModel, Stages, check_class_ids, loss_where_labelled
 
 
 _IGNORE_INDEX = -100  # torch's: an image that has no class
 
 
 class EupeImageClassificationHead(nn.Module):
-    """Linear layer on the global features of the chosen stages, with the means of their maps where asked."""
+    """Linear layer on the global features of the chosen stages, and on the means of their maps if configured."""
 
     def __init__(self, config: EupeConfig):
         super().__init__()
         self.config = config
-        widths = [config.hidden_sizes[0], *config.hidden_sizes]
-        channels = sum(widths[index] for index in config.out_indices)
+        channels = sum(config.out_channels)
         self.classifier = nn.Linear(2 * channels if config.classify_patch_mean else channels, config.num_labels)
 
     def forward(
         self,
-        feature_maps: tuple[torch.Tensor, ...],
-        cls_tokens: tuple[torch.Tensor, ...],
+        feature_maps: Stages,
+        cls_tokens: Stages,
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> ImageClassifierOutput:
-        """Feature maps and global features to `logits` (B, num_labels), and their `loss`. Does not read the size."""
+        """Feature maps and global features to `logits` (B, num_labels), and their `loss`."""
         features = list(cls_tokens)
         if self.config.classify_patch_mean:
             features += [feature_map.mean(dim=(2, 3)) for feature_map in feature_maps]
@@ -43,8 +39,8 @@ class EupeImageClassificationHead(nn.Module):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy, binary cross entropy per class, or mean squared error, by `config.problem_type`.
 
-        Without a problem type it follows from the labels: floats are a regression for one output and several labels
-        per image for more, integers one class per image.
+        Without a problem type, one output is a regression. With more outputs, integer labels are one class per image,
+        floats several labels per image.
         """
         problem, classes = self.config.problem_type, self.config.num_labels
         if problem is None and classes == 1:
@@ -53,16 +49,15 @@ class EupeImageClassificationHead(nn.Module):
             problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         if problem == "single_label_classification":
             labels = labels.reshape(-1).long()
-            hint = f"Set num_labels or id2label to those of your data; {_IGNORE_INDEX} is ignored."
+            hint = f"Set num_labels or id2label to match your data; {_IGNORE_INDEX} is ignored."
             check_class_ids(labels, classes, hint, _IGNORE_INDEX)
             total = functional.cross_entropy(logits.float(), labels, ignore_index=_IGNORE_INDEX, reduction="sum")
             return total / (labels != _IGNORE_INDEX).sum().clamp_min(1)
         labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
         if labels.shape != logits.shape:
             shape = f"({logits.shape[0]}, {classes})"
-            raise ValueError(
-                f"labels for {problem} must be {shape}, got {tuple(labels.shape)}; one class per image needs integers."
-            )
+            found = f"{tuple(labels.shape)}; one class per image needs integers"
+            raise ValueError(f"labels for {problem} must be {shape}, got {found}.")
         loss = functional.mse_loss if problem == "regression" else functional.binary_cross_entropy_with_logits
         return loss(logits.float(), labels.float())
 
@@ -71,6 +66,8 @@ class EupeForImageClassification(EupeTaskModel):
     """An EUPE encoder with a linear classifier on its global feature.
 
     `config.classify_patch_mean` adds the mean patch feature, `config.out_indices` the features of earlier stages.
+    Labels are (B,) class ids, -100 for no class; (B, num_labels) zeros and ones for several labels per image; (B,) or
+    (B, num_labels) floats for regression, see `config.problem_type`. The output has `logits` (B, num_labels).
 
     Example:
 
@@ -86,26 +83,8 @@ class EupeForImageClassification(EupeTaskModel):
     ```
     """
 
+    task = "classification"
     head_class = EupeImageClassificationHead
+    head_fields = ("out_indices", "id2label", "problem_type", "classify_patch_mean")
     _task_auto_class = "AutoModelForImageClassification"
     _pipeline_tag = "image-classification"
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> ImageClassifierOutput:
-        """Classify images.
-
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B,) class ids, -100 where there is none; (B, num_labels) zeros and ones for several labels per
-                image; (B,) or (B, num_labels) floats for regression. See `config.problem_type`.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `logits` (B, num_labels), and `loss` with `labels`.
-
-        Raises:
-            ValueError: Labels of a wrong shape, or out of range.
-        """
-        return self._predict(pixel_values, labels, **kwargs)

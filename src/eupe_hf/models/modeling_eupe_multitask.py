@@ -16,26 +16,16 @@ from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, TransformersKwarg
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .configuration_eupe_multitask import HEAD_FIELDS, EupeMultiTaskConfig
-from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
-from .modeling_eupe_depth import EupeForDepthEstimation
-from .modeling_eupe_detection import EupeForObjectDetection
-from .modeling_eupe_head import EupeTaskModel
-from .modeling_eupe_image_classification import EupeForImageClassification
+from .configuration_eupe_multitask import EupeMultiTaskConfig
+from .modeling_eupe import EupeBackbone
+from .modeling_eupe_head import EupeModelWithHeads, EupeTaskModel
 from .modeling_eupe_saving import head_card
-from .modeling_eupe_segmentation import EupeForSegmentation
+from .modeling_eupe_tasks import TASK_MODELS, saved_task_class
 
 
-TASK_MODELS: dict[str, type[EupeTaskModel]] = {
-    "classification": EupeForImageClassification,
-    "segmentation": EupeForSegmentation,
-    "depth": EupeForDepthEstimation,
-    "detection": EupeForObjectDetection,
-}
-
-
-# Fields of a configuration that say nothing about what an encoder computes for the heads.
-_NOT_ARCHITECTURE = ("image_size", "return_class_token", "initializer_range", "layerscale_value")
+# Fields of a configuration that do not change what an encoder computes for the heads.
+_NOT_ARCHITECTURE = {"image_size", "return_class_token", "initializer_range", "layerscale_value", "drop_path_rate"}
+_NOT_ARCHITECTURE |= {field for task_class in TASK_MODELS.values() for field in task_class.head_fields}
 
 
 @dataclass
@@ -44,10 +34,10 @@ class EupeMultiTaskOutput(ModelOutput):
 
     Args:
         loss: With labels: the sum of the heads' losses, each times its `loss_weight`.
-        predictions: The output of each head that ran, by name: what its single-task model gives, with its own `loss`,
-            ready for the image processor's `post_process_*`.
-        hidden_states: As in `EupeModel.forward`.
-        attentions: As in `EupeModel.forward`.
+        predictions: By name of the head the output of its single-task model, for the image processor's
+            `post_process_*`.
+        hidden_states: On request, as in `EupeModel`.
+        attentions: On request, as in `EupeModel`.
     """
 
     loss: torch.Tensor | None = None
@@ -56,12 +46,11 @@ class EupeMultiTaskOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class EupeForMultiTask(EupePreTrainedModel):
-    """One EUPE encoder, `self.eupe`, with any set of named heads, `self.heads`: several may be of one kind.
+class EupeForMultiTask(EupeModelWithHeads):
+    """One EUPE encoder, `self.eupe`, with any set of named heads, `self.heads`; several may share a task.
 
-    `from_pretrained` takes a saved multi-task model, or an encoder with the heads to add:
-    `EupeForMultiTask.from_pretrained("eupe-s", heads={"scene": {"task": "classification", "num_labels": 5}})`.
-    `from_task_models` joins single-task models that share an encoder.
+    `from_pretrained` takes a saved multi-task model, or an encoder and the `heads` to add, as `EupeMultiTaskConfig`
+    does. `from_task_models` joins single-task models that share an encoder.
 
     Example:
 
@@ -88,7 +77,8 @@ class EupeForMultiTask(EupePreTrainedModel):
         self.eupe = EupeBackbone(config.encoder)
         self.heads = nn.ModuleDict()
         for name in config.heads:
-            self.heads[self._checked(name)] = self._new_head(name)
+            self._check_new_name(name)
+            self.heads[name] = self._new_head(name)
         self.post_init()
 
     @classmethod
@@ -97,22 +87,17 @@ class EupeForMultiTask(EupePreTrainedModel):
 
     @classmethod
     def from_task_models(
-        cls,
-        models: Mapping[str, EupeTaskModel | str | os.PathLike],
-        loss_weights: Mapping[str, float] | None = None,
+        cls, models: Mapping[str, EupeTaskModel | str | os.PathLike], loss_weights: Mapping[str, float] | None = None
     ) -> "EupeForMultiTask":
-        """Join single-task models that share an encoder. Encoder and heads are taken over, not copied.
+        """Join single-task models that share an encoder. The new model holds their encoder and heads, not copies.
 
         Args:
-            models: Single-task models by the name that their head will have; or folders or Hub repositories of such.
-            loss_weights: Factors of the losses, by name; 1 where nothing is said.
-
-        Returns:
-            The model.
+            models: Single-task models, their folders or Hub repositories, by the name that the head will have.
+            loss_weights: Factors of the losses by name, 1 by default.
 
         Raises:
-            ValueError: No models, one that is no single-task model, or encoders that differ: the message names the
-                first difference.
+            ValueError: No models, a model of another class, or encoders that differ; the message names the first
+                difference.
         """
         loaded = {name: _task_model(model) for name, model in models.items()}
         if not loaded:
@@ -124,24 +109,14 @@ class EupeForMultiTask(EupePreTrainedModel):
                     f"The models {first_name!r} and {name!r} do not share an encoder: {difference}. One encoder can "
                     "serve all heads only if they were trained on it with freeze_backbone(), or jointly."
                 )
-        with torch.device("meta"):
-            model = cls(EupeMultiTaskConfig(encoder_config=first.config))
-        model.config.name_or_path = first.config.name_or_path
-        model.eupe.encoder, model.eupe.norm = first.eupe.encoder, first.eupe.norm
+        model = cls._on_encoder_of(first, EupeMultiTaskConfig(encoder_config=first.config))
         for name, source in loaded.items():
-            model._attach(name, source.head, _entry(source, (loss_weights or {}).get(name, 1.0)))
+            weight = (loss_weights or {}).get(name, 1.0)
+            model._attach(name, source.head, _entry(type(source), source.config, loss_weight=weight))
         return model.train(first.training)
 
-    def freeze_backbone(self) -> None:
-        """Train the heads alone: no gradient for the encoder, and nothing random in it, also in train mode."""
-        self.eupe.requires_grad_(False)
-
-    def unfreeze_backbone(self) -> None:
-        """Train the encoder with the heads."""
-        self.eupe.requires_grad_(True)
-
     def freeze_head(self, name: str) -> None:
-        """Leave a head as it is: no gradient, no dropout, and its batch-norm statistics stay, also in train mode."""
+        """Keep a head as it is: no gradient, no dropout, fixed batch-norm statistics, also in train mode."""
         self._head(name).requires_grad_(False).eval()
 
     def unfreeze_head(self, name: str) -> None:
@@ -160,14 +135,14 @@ class EupeForMultiTask(EupePreTrainedModel):
         """Add a new head, to be trained.
 
         Args:
-            name: Its name.
+            name: Name of the head.
             task: "classification", "segmentation", "depth" or "detection".
-            **fields: What `EupeMultiTaskConfig` takes for a head: `num_labels` or `id2label`, `out_indices`, ...
+            **fields: Other entries of a head in `EupeMultiTaskConfig`: `num_labels`, `out_indices`, ...
 
         Raises:
             ValueError: The name is taken, or the configuration impossible.
         """
-        self._refuse_taken(name)
+        self._check_new_name(name)
         self.config.set_head(name, {"task": task, **fields})
         head = self._new_head(name)
         for module in reversed(list(head.modules())):
@@ -176,39 +151,26 @@ class EupeForMultiTask(EupePreTrainedModel):
         self.heads[name] = head.to(parameter.device, parameter.dtype).train(self.training)
 
     def remove_head(self, name: str) -> None:
-        """Remove a head. Raises `ValueError` if there is none of that name."""
+        """Remove a head. Raises `ValueError` if no head has this name."""
         self._head(name)
         del self.heads[name]
         self.config.remove_head(name)
 
     def task_model(self, name: str) -> EupeTaskModel:
-        """Single-task model of one head that shares encoder and head with this one. Its `save_pretrained` exports it.
-
-        Args:
-            name: Name of the head.
-
-        Returns:
-            `EupeForSegmentation` or whichever class has such heads.
-        """
+        """The single-task model of a head, for instance to save it. It shares encoder and head with this model."""
         head, config = self._head(name), self.config.head_config(name)
         config._attn_implementation = self.eupe.config._attn_implementation
-        config.name_or_path = self.config.name_or_path
-        with torch.device("meta"):
-            model = TASK_MODELS[self.config.heads[name]["task"]](config)
-        model.eupe.encoder, model.eupe.norm, model.head = self.eupe.encoder, self.eupe.norm, head
+        model = self._task_class(name)._on_encoder_of(self, config)
+        model.head = head
         return model.train(self.training)
 
     def save_head(self, name: str, save_directory: str | os.PathLike) -> None:
-        """Save one head without the encoder: its weights, the configuration of its single-task model, and a card.
+        """Save a head without the encoder, for `load_head`: its weights, a configuration and a card.
 
-        `load_head` reads it. For a complete model that also loads without this class, save `task_model(name)`.
-
-        Args:
-            name: Name of the head.
-            save_directory: The folder; made if need be.
+        For a complete model that loads without this class, save `task_model(name)`.
         """
         head, config, folder = self._head(name), self.config.head_config(name), Path(save_directory)
-        task_class = TASK_MODELS[self.config.heads[name]["task"]]
+        task_class = self._task_class(name)
         config.architectures, config.name_or_path = [task_class.__name__], self.config.name_or_path
         config.save_pretrained(folder)
         tensors = {f"head.{key}": tensor.detach().contiguous() for key, tensor in head.state_dict().items()}
@@ -222,46 +184,25 @@ class EupeForMultiTask(EupePreTrainedModel):
         """Add a head that was trained elsewhere on the same encoder.
 
         Args:
-            name: The name that it gets here.
-            source: Folder or Hub repository of a head (`save_head`) or of a single-task model, of which the head is
-                taken.
+            name: Its name in this model.
+            source: Folder or Hub repository of a head (`save_head`) or of a single-task model.
             **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
 
         Raises:
-            ValueError: The name is taken, the source holds no head, or the head was made for an encoder of another
-                architecture. Whether it was trained on the same weights cannot be seen from a head alone.
+            ValueError: The name is taken, the source holds no head, or the head belongs to an encoder of another
+                architecture. A head does not say on which weights it was trained.
         """
-        self._refuse_taken(name)
+        self._check_new_name(name)
         config = EupeConfig.from_pretrained(source, **kwargs)
-        task_class = _task_class(config, source)
-        mine, other = _architecture(self.eupe.config), _architecture(config)
-        differing = [key for key in mine if mine[key] != other[key]]
-        if differing:
-            key = differing[0]
-            raise ValueError(
-                f"{source} is a head for another encoder: {key} is {other[key]} there and {mine[key]} here."
-            )
-        file = cached_file(source, SAFE_WEIGHTS_NAME, **kwargs)
-        try:
-            weights = load_state_dict_from_file(file)
-        except ValueError as error:
-            raise ValueError(f"{file} cannot be read: it is damaged or was cut short; fetch it again.") from error
-        state = {key.removeprefix("head."): tensor for key, tensor in weights.items() if key.startswith("head.")}
+        task_class = _saved_task_class(config, source)
+        if key := _differing_field(config, self.eupe.config):
+            there, here = getattr(config, key), getattr(self.eupe.config, key)
+            raise ValueError(f"{source} is a head for another encoder: {key} is {there} there and {here} here.")
         with torch.device("meta"):
             head = task_class.head_class(config)
-        expected = head.state_dict()
-        wrong = sorted(
-            {key for key in expected if key not in state or state[key].shape != expected[key].shape}
-            | (state.keys() - expected.keys())
-        )
-        if wrong:
-            raise ValueError(
-                f"The head in {source} does not fit its own config.json: {len(wrong)} of its tensors are missing, not "
-                f"known or misshapen, among them {', '.join(wrong[:3])}."
-            )
-        head.load_state_dict(state, assign=True)
+        head.load_state_dict(_head_weights(source, head, **kwargs), assign=True)
         head = head.to(self.eupe.norm.weight).train(self.training)  # its device and dtype
-        self._attach(name, head, _entry_of(config, task_class))
+        self._attach(name, head, _entry(task_class, config))
 
     @can_return_tuple
     def forward(
@@ -276,8 +217,8 @@ class EupeForMultiTask(EupePreTrainedModel):
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
             tasks: Names of the heads to run; default all.
-            labels: Labels by name of the head, each as its single-task model takes them. Heads without an entry give
-                no loss; where only some images have labels for a task, give a list with `None` for the others. (With
+            labels: Labels by name of the head, as its single-task model takes them. Heads without an entry have no
+                loss. If only some images have labels for a head, give a list with `None` for the others. (With
                 `DistributedDataParallel`, heads that some batches leave out need `ddp_find_unused_parameters`.)
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -294,25 +235,18 @@ class EupeForMultiTask(EupePreTrainedModel):
             if kwargs.get(extra) is None and getattr(self.config, extra):
                 kwargs[extra] = getattr(self.config, extra)
         features = self.eupe(pixel_values, return_class_token=True, **kwargs)
+        stages = zip(features.feature_maps, features.cls_tokens or (), strict=True)
+        by_index = dict(zip(self.eupe.out_indices, stages, strict=True))
         loss, predictions = None, {}
         for name in names:
-            maps, tokens = self._read(features, self.config.heads[name]["out_indices"])
+            maps, tokens = zip(*(by_index[i] for i in self.config.heads[name]["out_indices"]), strict=True)
             prediction = self.heads[name](maps, tokens, tuple(pixel_values.shape[2:]), labels.get(name))
             predictions[name] = prediction
             if prediction.loss is not None:
                 weighted = self.config.heads[name]["loss_weight"] * prediction.loss
                 loss = weighted if loss is None else loss + weighted
-        return EupeMultiTaskOutput(
-            loss=loss,
-            predictions=predictions,
-            hidden_states=features.hidden_states,
-            attentions=features.attentions,
-        )
-
-    def _read(self, features: EupeBackboneOutput, indices: list[int]) -> tuple[tuple[torch.Tensor, ...], ...]:
-        """The feature maps and global features that one head reads, of all that were made."""
-        places = [self.eupe.out_indices.index(index) for index in indices]
-        return tuple(features.feature_maps[i] for i in places), tuple(features.cls_tokens[i] for i in places)
+        states, attentions = features.hidden_states, features.attentions
+        return EupeMultiTaskOutput(loss=loss, predictions=predictions, hidden_states=states, attentions=attentions)
 
     def _known(self, names: Any, what: str) -> list[str]:
         if isinstance(names, str) or (what == "labels" and not isinstance(names, Mapping)):
@@ -327,69 +261,78 @@ class EupeForMultiTask(EupePreTrainedModel):
     def _head(self, name: str) -> nn.Module:
         return self.heads[self._known([name], "tasks")[0]]
 
-    def _checked(self, name: str) -> str:
-        if hasattr(nn.ModuleDict, name):
-            raise ValueError(f"A head cannot be named {name!r}, which is a method of torch's modules.")
-        return name
-
-    def _refuse_taken(self, name: str) -> None:
-        if name in self.heads:
-            raise ValueError(f"There is a head {name!r} already; choose another name, or remove_head({name!r}) first.")
-        self._checked(name)
+    def _task_class(self, name: str) -> type[EupeTaskModel]:
+        return TASK_MODELS[self.config.heads[name]["task"]]
 
     def _new_head(self, name: str) -> nn.Module:
-        return TASK_MODELS[self.config.heads[name]["task"]].head_class(self.config.head_config(name))
+        return self._task_class(name).head_class(self.config.head_config(name))
+
+    def _check_new_name(self, name: str) -> None:
+        if name in self.heads:
+            raise ValueError(f"There is a head {name!r} already; choose another name, or remove_head({name!r}) first.")
+        if hasattr(nn.ModuleDict, name):
+            raise ValueError(f"A head cannot be named {name!r}, which is a method of torch's modules.")
 
     def _attach(self, name: str, head: nn.Module, entry: dict[str, Any]) -> None:
-        self._refuse_taken(name)
+        self._check_new_name(name)
         self.config.set_head(name, entry)
         self.heads[name] = head
 
 
 def _task_model(model: EupeTaskModel | str | os.PathLike) -> EupeTaskModel:
     if isinstance(model, str | os.PathLike):
-        return _task_class(EupeConfig.from_pretrained(model), model).from_pretrained(model)
-    if not isinstance(model, tuple(TASK_MODELS.values())):
-        allowed = ", ".join(task_class.__name__ for task_class in TASK_MODELS.values())
-        raise ValueError(f"A model to join must be one of {allowed}, got {type(model).__name__}.")
+        return _saved_task_class(EupeConfig.from_pretrained(model), model).from_pretrained(model)
+    if not isinstance(model, EupeTaskModel):
+        raise ValueError(f"A model to join must be one of {_names()}, got {type(model).__name__}.")
     return model
 
 
-def _task_class(config: EupeConfig, source: str | os.PathLike) -> type[EupeTaskModel]:
-    """The single-task class that a configuration was saved from."""
-    classes = {task_class.__name__: task_class for task_class in TASK_MODELS.values()}
-    saved = (config.architectures or ["nothing"])[0]
-    if saved not in classes:
-        raise ValueError(f"{source} holds no task head: it was saved from {saved}, not from {', '.join(classes)}.")
-    return classes[saved]
+def _names() -> str:
+    return ", ".join(task_class.__name__ for task_class in TASK_MODELS.values())
 
 
-def _entry(model: EupeTaskModel, loss_weight: float) -> dict[str, Any]:
-    return _entry_of(model.config, type(model)) | {"loss_weight": loss_weight}
+def _saved_task_class(config: EupeConfig, source: str | os.PathLike) -> type[EupeTaskModel]:
+    if (task_class := saved_task_class(config)) is None:
+        saved = (config.architectures or ["nothing"])[0]
+        raise ValueError(f"{source} holds no task head: it was saved from {saved}, not from {_names()}.")
+    return task_class
 
 
-def _entry_of(config: EupeConfig, task_class: type[EupeTaskModel]) -> dict[str, Any]:
+def _entry(task_class: type[EupeTaskModel], config: EupeConfig, **rest: Any) -> dict[str, Any]:
     """The entry in `EupeMultiTaskConfig.heads` that a single-task configuration corresponds to."""
-    (task,) = (task for task, known in TASK_MODELS.items() if issubclass(task_class, known))
-    return {"task": task} | {key: getattr(config, key) for key in HEAD_FIELDS[task]}
+    return {"task": task_class.task, **{key: getattr(config, key) for key in task_class.head_fields}, **rest}
 
 
-def _architecture(config: EupeConfig) -> dict[str, Any]:
-    """What two encoders must have in common so that one head fits both."""
-    other = {*_NOT_ARCHITECTURE, *(field for fields in HEAD_FIELDS.values() for field in fields)}
-    names = [name for name in EupeConfig.__annotations__ if name not in other and not name.startswith("_")]
-    return {name: getattr(config, name) for name in names}
+def _head_weights(source: str | os.PathLike, head: nn.Module, **kwargs: Any) -> dict[str, torch.Tensor]:
+    """The saved tensors of a head, checked against one that has the shapes."""
+    file = cached_file(source, SAFE_WEIGHTS_NAME, **kwargs)
+    try:
+        weights = load_state_dict_from_file(file)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: it is damaged or was cut short; fetch it again.") from error
+    state = {key.removeprefix("head."): tensor for key, tensor in weights.items() if key.startswith("head.")}
+    shapes = [{key: tensor.shape for key, tensor in tensors.items()} for tensors in (state, head.state_dict())]
+    if wrong := sorted({key for key, _ in shapes[0].items() ^ shapes[1].items()}):
+        raise ValueError(
+            f"The head in {source} does not fit its own config.json: {len(wrong)} of its tensors are missing, not "
+            f"known or misshapen, among them {', '.join(wrong[:3])}."
+        )
+    return state
+
+
+def _differing_field(config: EupeConfig, other: EupeConfig) -> str | None:
+    """The first field that one head for both encoders would need to be equal."""
+    names = (name for name in EupeConfig.__annotations__ if not name.startswith("_") and name not in _NOT_ARCHITECTURE)
+    return next((name for name in names if getattr(config, name) != getattr(other, name)), None)
 
 
 def _difference(first: EupeTaskModel, other: EupeTaskModel) -> str | None:
     """The first thing in which two encoders differ, in words."""
-    mine, theirs = _architecture(first.config), _architecture(other.config)
-    for name in mine:
-        if mine[name] != theirs[name]:
-            return f"{name} is {mine[name]} in one and {theirs[name]} in the other"
+    if name := _differing_field(first.config, other.config):
+        return f"{name} is {getattr(first.config, name)} in one and {getattr(other.config, name)} in the other"
     tensors, others = first.eupe.state_dict(), other.eupe.state_dict()
     if differing := sorted(tensors.keys() ^ others.keys()):
-        return f"one has {differing[0]}, the other has not"
+        return f"only one of them has {differing[0]}"
     for name, tensor in tensors.items():
         there = others[name]
         if tensor.data_ptr() == there.data_ptr() and tensor.shape == there.shape:

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""A feature pyramid for decoders that need maps of several strides, which a ViT does not have by itself."""
+"""A feature pyramid for decoders that need maps of several strides: a ViT has only one."""
 
 import math
 from collections.abc import Sequence
@@ -20,15 +20,14 @@ class EupeFeaturePyramid(nn.Module):
     """Maps of one width at the strides wanted, each made from the given map with the nearest stride.
 
     For a ViT this is ViTDet's simple feature pyramid (arXiv 2203.16527, section 3): finer maps by transposed
-    convolutions, coarser ones by max pooling, all from the one map. A ConvNeXt's stages have the strides already. Maps
-    of one stride, the layers of a ViT, are joined first. There is no path from coarse to fine maps: decoders that want
-    one have it.
+    convolutions, coarser ones by max pooling, all from one map. A ConvNeXt's stages have several strides already. Maps
+    of the same stride, from layers of a ViT, are joined first. A path from coarse to fine maps is left to the decoder.
 
     Args:
-        in_channels: Width of each map that comes in.
-        in_strides: Their strides in pixels: powers of 2.
-        out_strides: Strides of the maps that go out: powers of 2, ascending.
-        out_channels: Width of the maps that go out.
+        in_channels: Width of each given map.
+        in_strides: Stride in pixels of each given map, a power of 2.
+        out_strides: Strides of the new maps, powers of 2, ascending.
+        out_channels: Width of the new maps.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class EupeFeaturePyramid(nn.Module):
         for width, stride in zip(in_channels, in_strides, strict=True):
             widths[stride] += width
         self.in_strides = tuple(in_strides)
-        # of two equally near strides the finer one: it has lost less
+        # of two equally near strides the finer one, which has lost less
         self.sources = tuple(min(widths, key=lambda s: (abs(math.log2(s / out)), s)) for out in out_strides)
         self.levels = nn.ModuleList(
             EupePyramidLevel(widths[source], source, out, out_channels)
@@ -91,7 +90,7 @@ class EupeChannelLayerNorm(nn.LayerNorm):
 
 
 class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
-    """An EUPE encoder, `self.eupe`, with a feature pyramid: a backbone for decoders with strides of their own.
+    """An EUPE encoder, `self.eupe`, with a feature pyramid: a backbone for decoders that need several strides.
 
     Example:
 
@@ -110,15 +109,14 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
     """
 
     config_class = EupePyramidConfig
-    has_attentions = False  # those of the encoder belong to its tokens, not to these maps
+    has_attentions = False  # the encoder's attentions belong to its tokens, not to these maps
 
     def __init__(self, config: EupePyramidConfig):
         super().__init__(config)
-        self.eupe = EupeBackbone(config.encoder)
-        self.pyramid = EupeFeaturePyramid(
-            config.encoder_channels, config.encoder_strides, config.strides, config.hidden_size
-        )
-        self.num_features = [config.hidden_size] * len(config.strides)
+        self.eupe, width = EupeBackbone(config.encoder), config.hidden_size
+        channels, strides = config.encoder.out_channels, config.encoder.out_strides
+        self.pyramid = EupeFeaturePyramid(channels, strides, config.strides, width)
+        self.num_features = [width] * len(config.strides)
         self.post_init()
 
     @classmethod
@@ -130,7 +128,7 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
         """Feature maps at the strides in `config.out_features`.
 
         Args:
-            pixel_values: (B, num_channels, H, W), normalised; H and W best multiples of the largest stride.
+            pixel_values: (B, num_channels, H, W), normalised; H and W should be multiples of the largest stride.
             **kwargs: `output_hidden_states`, `output_attentions` (both the encoder's), `return_dict`.
 
         Returns:
@@ -139,8 +137,5 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
         """
         outputs = self.eupe(pixel_values, **kwargs)
         levels = self.pyramid(outputs.feature_maps)
-        return BackboneOutput(
-            feature_maps=tuple(levels[index] for index in self.out_indices),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        maps, states = tuple(levels[index] for index in self.out_indices), outputs.hidden_states
+        return BackboneOutput(feature_maps=maps, hidden_states=states, attentions=outputs.attentions)

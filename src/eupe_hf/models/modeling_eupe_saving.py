@@ -123,7 +123,7 @@ class EupeSavingMixin:
 
 def hub_id(name: str | None) -> str | None:
     """The Hub repository that a name stands for; `None` for a folder of this machine, or where nothing is known."""
-    name = HUB_IDS.get(str(name or "").lower(), name)
+    name = HUB_IDS.get(str(name or "").lower(), name or "")
     is_id = bool(name) and name.count("/") == 1 and " " not in name and name[0] not in "./~" and name[-1] != "/"
     return name if is_id and not Path(name).exists() else None
 

@@ -5,14 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import SemanticSegmenterOutput
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
 from .modeling_eupe_head import (
     EupeLinearDenseHead,
     EupeTaskModel,
+    Stages,
     average_windows,
     check_class_ids,
     check_label_maps,
@@ -31,17 +29,17 @@ class EupeSegmentationHead(nn.Module):
 
     def forward(
         self,
-        feature_maps: tuple[torch.Tensor, ...],
-        cls_tokens: tuple[torch.Tensor, ...],
+        feature_maps: Stages,
+        cls_tokens: Stages,
         image_size: tuple[int, int],
         labels: torch.Tensor | None = None,
     ) -> SemanticSegmenterOutput:
-        """Feature maps to `logits` (B, num_labels, h, w), and their `loss`; reads nothing else."""
+        """Feature maps to `logits` (B, num_labels, h, w), and their `loss`."""
         logits = self.linear(feature_maps)
         return SemanticSegmenterOutput(loss=loss_where_labelled(self.loss, logits, labels), logits=logits)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross entropy at the size of the labels (B, H, W), without pixels that are the ignore index."""
+        """Cross entropy at the size of the labels (B, H, W), without pixels labelled with the ignore index."""
         check_label_maps(labels, len(logits), "class ids")
         if labels.is_floating_point():
             raise ValueError(f"labels must be class ids, integers, got {labels.dtype}.")
@@ -57,7 +55,10 @@ class EupeSegmentationHead(nn.Module):
 class EupeForSegmentation(EupeTaskModel):
     """An EUPE encoder with the linear segmentation head of upstream's evaluation code.
 
-    `config.num_labels` classes, `config.out_indices` the stages that the head reads, `config.head_dropout`.
+    `config.num_labels` sets the classes, `config.out_indices` the stages that the head reads. Labels are (B, H', W')
+    class ids from 0, of any size, to which the loss resizes the logits; `config.semantic_loss_ignore_index` (255) for
+    pixels without a class. The output has `logits` (B, num_labels, h, w) at the resolution of the first feature map,
+    for `EupeImageProcessor.post_process_semantic_segmentation`.
 
     Example:
 
@@ -73,57 +74,38 @@ class EupeForSegmentation(EupeTaskModel):
     ```
     """
 
+    task = "segmentation"
     head_class = EupeSegmentationHead
+    head_fields = ("out_indices", "id2label", "head_dropout", "semantic_loss_ignore_index")
     _task_auto_class = "AutoModelForSemanticSegmentation"
     _pipeline_tag = "image-segmentation"
 
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> SemanticSegmenterOutput:
-        """Segment images.
-
-        Args:
-            pixel_values: (B, num_channels, H, W), normalised.
-            labels: (B, H', W') class ids from 0, of any size; `config.semantic_loss_ignore_index` (255) where there
-                is none. The logits are resized to it for the loss.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `logits` (B, num_labels, h, w) at the resolution of the first feature map;
-            `EupeImageProcessor.post_process_semantic_segmentation` makes label maps of them. `loss` with `labels`.
-
-        Raises:
-            ValueError: Labels of a wrong shape, or out of range.
-        """
-        return self._predict(pixel_values, labels, **kwargs)
-
     @torch.no_grad()
     def predict_sliding_window(
-        self, pixel_values: torch.Tensor, window: int = 512, stride: int = 341, batch_size: int = 8
+        self, pixel_values: torch.Tensor, window: int = 512, step: int = 341, batch_size: int = 8
     ) -> torch.Tensor:
         """Logits of images larger than the window, as in upstream's protocol (window 512, stride 341).
 
-        Windows are segmented in batches, their logits resized to the window and averaged where windows overlap. An
-        image smaller than the window is padded with zeros, and what falls on the padding cut off. Memory is that of
-        the logits of the image and of one batch of windows.
+        The logits of each window are resized to the window and averaged where windows overlap. Images smaller than
+        the window are padded with zeros, and the padding is cut off again. Memory holds the logits of the images and
+        of one batch of windows.
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised, of any size.
             window: Side of the square windows in pixels.
-            stride: Step between windows in pixels, at most `window`.
+            step: Pixels from one window to the next, at most `window`.
             batch_size: Windows per forward pass.
 
         Returns:
             (B, num_labels, H, W), float32.
 
         Raises:
-            ValueError: A stride larger than the window, or numbers below 1.
+            ValueError: A step larger than the window, or numbers below 1.
         """
-        if not 1 <= stride <= window or batch_size < 1:
+        if not 1 <= step <= window or batch_size < 1:
             raise ValueError(
-                f"window, stride and batch_size must be at least 1 and the stride at most the window, got {window}, "
-                f"{stride} and {batch_size}."
+                f"window, step and batch_size must be at least 1 and the step at most the window, got {window}, "
+                f"{step} and {batch_size}."
             )
         height, width = pixel_values.shape[2:]
         padded = functional.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
@@ -131,4 +113,4 @@ class EupeForSegmentation(EupeTaskModel):
         def segment(views: torch.Tensor) -> torch.Tensor:
             return resize(self(views).logits.float(), (window, window))
 
-        return average_windows(segment, padded, (window, window), (stride, stride), batch_size)[..., :height, :width]
+        return average_windows(segment, padded, (window, window), (step, step), batch_size)[..., :height, :width]

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,42 +13,34 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_eupe import EupeConfig
+from .modeling_eupe_encoder import EupeEncoder, drop_path
 
 
 logger = logging.get_logger(__name__)
 
+Tables = tuple[torch.Tensor, torch.Tensor]  # cosines and signed sines of the rotary embedding
+
 
 def warn_of_prefix_tokens(config: EupeConfig, requested: bool | int | Sequence[int] | None) -> None:
-    """Say once what hidden states hold beside patches, where a LLaVA of transformers may be what asks for them.
-
-    Its classes ask for one layer by its number, for several by a list, and take off one token.
-
-    Args:
-        config: Of the encoder.
-        requested: The caller's `output_hidden_states`.
-    """
+    """Say once what hidden states hold beside patches; `requested` is the caller's `output_hidden_states`."""
+    # LLaVA's classes in transformers ask for one layer by its number, for several by a list, and remove one token
     if type(requested) in (int, list) and not torch.compiler.is_compiling():
         logger.warning_once(
             f"EUPE's hidden states start with a class token and {config.num_register_tokens} registers and have not "
-            "passed the final norm. transformers' LlavaForConditionalGeneration takes off the class token alone, and "
-            "would feed the registers to the language model: EupeLlavaForConditionalGeneration gives it normed patch "
-            "tokens. If you take off all config.num_prefix_tokens tokens yourself, this is not for you."
+            "passed the final norm. transformers' LlavaForConditionalGeneration removes the class token alone and "
+            "would feed the registers to the language model; EupeLlavaForConditionalGeneration feeds it normed patch "
+            "tokens. Ignore this message if you remove all config.num_prefix_tokens tokens yourself."
         )
 
 
 def _rotary_tables(
-    height: int,
-    width: int,
-    num_prefix_tokens: int,
-    periods: tuple[float, ...],
-    device: torch.device,
-    scale: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    height: int, width: int, prefix: int, periods: tuple[float, ...], device: torch.device, scale: torch.Tensor | None
+) -> Tables:
     # Patch centres, each axis by its own length, in [-1, 1].
     rows = 2 * (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height - 1
     columns = 2 * (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width - 1
@@ -57,10 +50,10 @@ def _rotary_tables(
     angles = 2 * math.pi * centres[:, :, None] / torch.tensor(periods, dtype=torch.float32, device=device)
     angles = angles.flatten(1)  # (H * W, head_dim / 2): the angles of H, then those of W
     cos, sin = angles.cos(), angles.sin()
-    # Prefix tokens are turned by 0, so one multiplication serves all tokens. The minus of the rotation by halves,
-    # (-x2, x1), is moved into the table: swapping the halves is cheaper than swapping them and negating one.
-    cos = nn.functional.pad(cos.tile(2), (0, 0, num_prefix_tokens, 0), value=1.0)
-    sin = nn.functional.pad(torch.cat((-sin, sin), dim=-1), (0, 0, num_prefix_tokens, 0))
+    # Prefix tokens are rotated by 0, so one multiplication serves all tokens. The table holds the minus sign of
+    # (-x2, x1): swapping the halves is cheaper than swapping them and negating one.
+    cos = nn.functional.pad(cos.tile(2), (0, 0, prefix, 0), value=1.0)
+    sin = nn.functional.pad(torch.cat((-sin, sin), dim=-1), (0, 0, prefix, 0))
     return cos.unsqueeze(1), sin.unsqueeze(1)  # (N, 1, head_dim) each: broadcast over (B, N, heads, head_dim)
 
 
@@ -68,10 +61,10 @@ _cached_rotary_tables = lru_cache(maxsize=32)(_rotary_tables)
 
 
 class EupeViTRotaryEmbedding(nn.Module):
-    """Axial rotary position embedding: the tables of one image grid, the same for every block.
+    """Axial rotary position embedding: the tables of one image grid, for all blocks.
 
-    Always float32, whatever the dtype of the model: angles in bfloat16 are wrong by whole patches on large images.
-    The module holds no tensor, so there is nothing that a cast could round.
+    They are always float32: in bfloat16 angles are wrong by whole patches on large images. The module holds no tensor
+    that a cast could round.
     """
 
     def __init__(self, config: EupeConfig):
@@ -81,57 +74,45 @@ class EupeViTRotaryEmbedding(nn.Module):
         self.num_prefix_tokens = config.num_prefix_tokens
         self.rescale = config.pos_embed_rescale
 
-    def forward(
-        self, height: int, width: int, device: torch.device, augment: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tables for a grid of `height` x `width` patches.
+    def forward(self, height: int, width: int, device: torch.device, augment: bool = False) -> Tables:
+        """Tables for a grid of `height` x `width` patches, as `apply_rotary` takes them.
 
-        Args:
-            height: Patch rows.
-            width: Patch columns.
-            device: Where the tables are needed.
-            augment: Multiply all coordinates by one factor, drawn log-uniformly from [1 / rescale, rescale].
-
-        Returns:
-            Cosines and signed sines, float32, both (num_prefix_tokens + height * width, 1, head_dim). The first
-            half of each row of sines is negated, see `apply_rotary`.
+        Both are (num_prefix_tokens + height * width, 1, head_dim). `augment` multiplies all coordinates by one factor,
+        drawn log-uniformly from [1 / rescale, rescale].
         """
         arguments = (height, width, self.num_prefix_tokens, self.periods, device)
         if augment and self.rescale is not None:
             bound = math.log(self.rescale)
             scale = torch.empty(1, dtype=torch.float32, device=device).uniform_(-bound, bound).exp()
-            return _rotary_tables(*arguments, scale=scale)
-        # A compiler or tracer must see the computation, not somebody else's finished tensors, and must not leave its
-        # own placeholders (fake tensors, proxies) in the cache.
+            return _rotary_tables(*arguments, scale)
+        # A compiler or tracer must see the computation, not cached tensors, and must not cache its own placeholders
+        # (fake tensors, proxies).
         if (
             torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or torch._C._functorch.maybe_current_level()
             or is_in_torch_dispatch_mode()
         ):
-            return _rotary_tables(*arguments)
+            return _rotary_tables(*arguments, None)
         # Tensors made in inference mode could not be used in a later training step.
         with torch.inference_mode(False):
-            return _cached_rotary_tables(*arguments)
+            return _cached_rotary_tables(*arguments, None)
 
 
 def rotary_periods(theta: float, head_dim: int) -> torch.Tensor:
     """Periods of the rotary embedding, `theta ** (2 k / (head_dim / 2))`, float32, (head_dim / 4,)."""
     count = head_dim // 4
-    # on the CPU also where a model is being built on the meta device: these are numbers, not weights
+    # on the CPU even while a model is built on the meta device: these are numbers, not weights
     return theta ** (2 * torch.arange(count, dtype=torch.float32, device="cpu") / (2 * count))
 
 
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate queries or keys by the angles of their patches.
+    """Rotate queries or keys by the angles of their patches: `x * cos + (-x2, x1) * sin`, in float32.
 
     Args:
-        states: (B, N, heads, head_dim), any float dtype; computed in float32 and returned in that dtype.
-        cos: From `EupeViTRotaryEmbedding`, (N, 1, head_dim).
-        sin: From `EupeViTRotaryEmbedding`, (N, 1, head_dim), first half negated.
-
-    Returns:
-        (B, N, heads, head_dim), `x * cos + (-x2, x1) * sin` in the usual notation.
+        states: (B, N, heads, head_dim), of any float dtype, which the result keeps.
+        cos: (N, 1, head_dim).
+        sin: (N, 1, head_dim), with the first half of each row negated.
     """
     raised = states.float()
     first, second = raised.chunk(2, dim=-1)
@@ -139,28 +120,21 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
 
 
 def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, scaling: float, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, for the cases that need the weights. Returns (B, N, heads, D) and (B, heads, N, N)."""
+    """Attention that also returns its weights: (B, N, heads, D) and (B, heads, N, N)."""
     weights = attention_weights(query, key, scaling)
     return (weights @ value).transpose(1, 2), weights
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Softmax of the scaled products of query (B, heads, Q, D) and key (B, heads, N, D): (B, heads, Q, N)."""
+    """Attention of queries (B, heads, Q, D) to keys (B, heads, N, D): (B, heads, Q, N), rows summing to 1."""
     scores = query @ key.transpose(-2, -1) * scaling
     return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
 
 
 class EupeViTAttention(nn.Module):
-    """Multi-head self-attention with rotary positions. Keys have no bias; there is no dropout."""
+    """Multi-head self-attention with rotary positions, without a bias for keys and without dropout."""
 
     def __init__(self, config: EupeConfig):
         super().__init__()
@@ -174,7 +148,7 @@ class EupeViTAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def rotated_query_key(
-        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]
+        self, hidden_states: torch.Tensor, position_embeddings: Tables
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys (B, heads, N, head_dim) of hidden states (B, N, C)."""
         split = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, N, heads, head_dim)
@@ -183,16 +157,9 @@ class EupeViTAttention(nn.Module):
         return query.transpose(1, 2), key.transpose(1, 2)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        output_attentions: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        self, hidden_states: torch.Tensor, position_embeddings: Tables, output_attentions: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend. Returns (B, N, C), and the weights (B, heads, N, N) where the back end has them.
-
-        `output_attentions=True` takes the eager back end for this call, the one that always has them.
-        """
+        """(B, N, C) to (B, N, C), and the weights (B, heads, N, N); without `output_attentions` they may be `None`."""
         query, key = self.rotated_query_key(hidden_states, position_embeddings)
         value = self.v_proj(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim).transpose(1, 2)
         attend: Callable = eager_attention_forward
@@ -231,14 +198,16 @@ class EupeViTLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: Tables,
         output_attentions: bool = False,
+        drop_path_rate: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """(B, N, C) to (B, N, C); with `output_attentions` a pair, the second (B, heads, N, N)."""
         attended, weights = self.attention(self.norm1(hidden_states), position_embeddings, output_attentions, **kwargs)
-        hidden_states = torch.addcmul(hidden_states, attended, self.layer_scale1)
-        hidden_states = torch.addcmul(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
+        hidden_states = torch.addcmul(hidden_states, drop_path(attended, drop_path_rate), self.layer_scale1)
+        refined = self.mlp(self.norm2(hidden_states))
+        hidden_states = torch.addcmul(hidden_states, drop_path(refined, drop_path_rate), self.layer_scale2)
         return (hidden_states, weights) if output_attentions else hidden_states
 
 
@@ -255,16 +224,13 @@ class EupeViTEmbeddings(nn.Module):
         )
 
     def forward(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
     ) -> tuple[torch.Tensor, int, int]:
-        """Embed an image; pixels beyond the last whole patch are not read.
+        """Images to tokens (B, 1 + registers + patches, C), and the rows and columns of the patch grid.
 
         Args:
-            pixel_values: (B, num_channels, H, W).
-            bool_masked_pos: (B, patches) or (B, rows, columns), True where a patch is replaced by the mask token.
-
-        Returns:
-            Tokens (B, 1 + registers + patches, C), and the rows and columns of the patch grid.
+            pixel_values: (B, num_channels, H, W). Pixels beyond the last whole patch are not read.
+            bool_masked_pos: See `EupeModel.forward`.
         """
         patches = self.patch_embeddings(pixel_values)
         height, width = patches.shape[-2:]
@@ -281,19 +247,10 @@ class EupeViTEmbeddings(nn.Module):
         return torch.cat((prefix, patches), dim=1), height, width
 
 
-class EupeViTEncoder(PreTrainedModel):
-    """Embeddings and blocks. `EupeModel` and `EupeBackbone` add the final norm."""
+class EupeViTEncoder(EupeEncoder):
+    """Embeddings and blocks."""
 
-    config_class = EupeConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["EupeViTEmbeddings", "EupeViTLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     def __init__(self, config: EupeConfig):
         super().__init__(config)
@@ -309,26 +266,17 @@ class EupeViTEncoder(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, EupeViTEmbeddings):
-            init.trunc_normal_(module.cls_token, std=std)
-            init.trunc_normal_(module.register_tokens, std=std)
+        if isinstance(module, EupeViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.register_tokens, std=self.config.initializer_range)
             init.zeros_(module.mask_token)
         elif isinstance(module, EupeViTLayer):
             init.constant_(module.layer_scale1, self.config.layerscale_value)
             init.constant_(module.layer_scale2, self.config.layerscale_value)
 
-    def _embed(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def _embed(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> tuple[torch.Tensor, Tables]:
         hidden_states, height, width = self.embeddings(pixel_values, bool_masked_pos)
-        # The random factor is a training augmentation: a frozen tower inside a model that trains must not have it.
-        augment = self.training and any(parameter.requires_grad for parameter in self.parameters())
-        return hidden_states, self.rotary(height, width, hidden_states.device, augment)
+        return hidden_states, self.rotary(height, width, hidden_states.device, self._is_random())
 
     def forward(
         self,
@@ -344,23 +292,21 @@ class EupeViTEncoder(PreTrainedModel):
             pixel_values: (B, num_channels, H, W), normalised, in the dtype of the weights.
             bool_masked_pos: See `EupeModel.forward`.
             output_hidden_states: Return the embeddings and each block's output; or those with these indices, `None`
-                in place of the others. transformers' recording hooks would do the same, but cannot be traced when
-                blocks are compiled one by one.
+                in place of the others.
             output_attentions: Return the attention of each block; computed by the eager back end for this call.
             **kwargs: Passed to the attention back end.
 
         Returns:
-            `last_hidden_state` (B, N, C), and on request `hidden_states` of the same shape and `attentions`
-            (B, heads, N, N).
+            `last_hidden_state` (B, N, C), and on request `hidden_states` (B, N, C) and `attentions` (B, heads, N, N).
         """
+        # collected here: transformers' recording hooks cannot be traced when blocks are compiled one by one
         selected = self.config.selected_hidden_states(output_hidden_states)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states, position_embeddings = self._embed(pixel_values, bool_masked_pos)
         states, attentions = [hidden_states if 0 in selected else None], []
-        for i, layer in enumerate(self.layers, start=1):
-            hidden_states = layer(
-                hidden_states, position_embeddings=position_embeddings, output_attentions=output_attentions, **kwargs
-            )
+        options = {"position_embeddings": position_embeddings, "output_attentions": output_attentions, **kwargs}
+        for i, (layer, rate) in enumerate(zip(self.layers, self._drop_path_rates(), strict=True), start=1):
+            hidden_states = layer(hidden_states, drop_path_rate=rate, **options)
             if output_attentions:
                 hidden_states, weights = hidden_states
                 attentions.append(weights)

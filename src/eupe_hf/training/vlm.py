@@ -390,7 +390,7 @@ def vlm_card(model: nn.Module, result: EvaluationResult) -> ModelCard:
         card.data.base_model = base if base.count("/") == 1 and not Path(base).exists() else None
         card.text += f"\nThis folder holds a LoRA adapter and the projector alone, for the base {_public(base)}. "
         card.text += "`eupe_hf.lora.load_peft_model(PATH).merge_and_unload()` joins them.\n"
-    chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in result.settings.items())
+    chosen = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in (result.settings or {}).items())
     scores = "\n".join(f"| {key.replace('_', ' ')} | {value:.4f} |" for key, value in result.metrics.items())
     card.text += f"\n## Data\n\n{result.dataset}, {result.split}: {result.num_examples} conversations\n"
     card.text += f"\n## Recipe\n\nAs LLaVA-1.5.\n\n| setting | value |\n|---|---|\n{chosen}\n"
