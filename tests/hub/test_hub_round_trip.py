@@ -19,7 +19,7 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
 
 import eupe_hf
 from eupe_hf import EupeBackbone, EupeConfig, EupeImageProcessorPil, EupeModel
-from eupe_hf.models.modeling_eupe_saving import model_card
+from eupe_hf.models.modeling_eupe_cards import model_card
 
 
 CONFIGS = {

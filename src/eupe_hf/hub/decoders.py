@@ -29,7 +29,7 @@ from eupe_hf.conversion.checkpoints import load_checkpoint
 from eupe_hf.conversion.layouts import StateDict
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
-from eupe_hf.models.modeling_eupe_saving import encoder_in_words, hub_id, new_card
+from eupe_hf.models.modeling_eupe_cards import encoder_in_words, hub_id, new_card
 from eupe_hf.variants import VARIANTS, find_variant
 
 from .fetch import fetch

@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 # Arguments of `from_pretrained` that say where to look; they are spent once the folder is known.
-_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 _DINOV3_TYPES = ("dinov3_vit", "dinov3_convnext")

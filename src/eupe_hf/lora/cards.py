@@ -13,7 +13,7 @@ from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
 from eupe_hf.models.modeling_eupe import EupeModel, EupePreTrainedModel
 from eupe_hf.models.modeling_eupe_adapter import ADAPTER_CONFIG_NAME
 from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
-from eupe_hf.models.modeling_eupe_saving import LICENSE_TEXT, hub_id
+from eupe_hf.models.modeling_eupe_cards import LICENSE_TEXT, hub_id
 from eupe_hf.variants import VARIANTS
 
 

@@ -183,7 +183,7 @@ def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> p
     if model_class is EupeLlavaForConditionalGeneration:  # its base is whole, there is no head to be found
         model = model_class.from_pretrained(adapter.base, **options)
     else:
-        model, _ = model_class._base_of_adapter(adapter, adapter.base, True, **options)
+        model, _ = model_class.base_of_adapter(adapter, adapter.base, True, **options)
     adapter.check(model)
     config = EupeLoraConfig(**peft.LoraConfig.from_pretrained(source, **kwargs).to_dict()).attach(model)
     return peft.PeftModel.from_pretrained(model, source, config=config, is_trainable=is_trainable, **kwargs).eval()

@@ -12,6 +12,8 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .sharing_eupe import EupeNamesMixin
+
 
 # The licence of the published weights, as the metadata of a model card names it. The code is Apache-2.0.
 WEIGHTS_LICENSE = {
@@ -61,7 +63,7 @@ _STEM_STRIDE = 4  # of the ConvNeXts; each later stage halves the side once more
 
 
 @strict
-class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
+class EupeConfig(EupeNamesMixin, BackboneConfigMixin, PreTrainedConfig):
     """Architecture of an EUPE encoder, of either family. Without arguments it is EUPE ViT-S.
 
     Fields that belong to the other family stay `None` and must not be set. `variant_config("eupe-s")` of the
@@ -345,7 +347,7 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         return output
 
 
-class EupeEncoderConfigMixin:
+class EupeEncoderConfigMixin(EupeNamesMixin):
     """What configurations share that hold an encoder's, as `encoder_config`."""
 
     model_type: str

@@ -18,11 +18,11 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_eupe import EupeConfig
 from .configuration_eupe_multitask import HEAD_FIELDS, EupeMultiTaskConfig
 from .modeling_eupe import EupeBackbone, EupeBackboneOutput, EupePreTrainedModel
+from .modeling_eupe_cards import head_card
 from .modeling_eupe_depth import EupeForDepthEstimation
 from .modeling_eupe_detection import EupeForObjectDetection
 from .modeling_eupe_head import EupeTaskModel
 from .modeling_eupe_image_classification import EupeForImageClassification
-from .modeling_eupe_saving import head_card
 from .modeling_eupe_segmentation import EupeForSegmentation
 
 
