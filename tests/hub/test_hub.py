@@ -397,7 +397,7 @@ FAULTS: dict[str, tuple[Callable[[HubServer], Any], str]] = {
     "unavailable": (lambda hub: hub.fail(REPO, 503), "'503 Service Unavailable'"),
     "unavailable_body": (lambda hub: hub.fail(REPO, 503, method="GET"), "'503 Service Unavailable'"),
     "cut": (lambda hub: hub.cut_after(REPO, FILE, 9_999, times=None), "received 9999 bytes, expected"),
-    "wrong_digest": (lambda hub: hub.corrupt(REPO, FILE), "was damaged on its way: its sha256 is"),
+    "wrong_digest": (lambda hub: hub.corrupt(REPO, FILE), "was damaged during the download: its sha256 is"),
 }
 
 

@@ -12,10 +12,12 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from eupe_hf.models.sharing_eupe import HUB_IDS
 from eupe_hf.variants import VARIANTS
 
-from .private_names import enter, mapping_of
+from .private_names import enter
 from .short_names import DISABLE_VARIABLE, install_short_names
 
 
+# of the Auto classes that do not have theirs as an attribute
+_MAPPINGS = {"AutoImageProcessor": IMAGE_PROCESSOR_MAPPING, "AutoProcessor": PROCESSOR_MAPPING}
 _IMAGE_PROCESSORS = {"torchvision": "EupeImageProcessor", "pil": "EupeImageProcessorPil"}
 
 
@@ -58,9 +60,7 @@ def register() -> None:
         sys.modules[f"transformers.models.{model_type}"] = sys.modules["eupe_hf"]
         CONFIG_MAPPING_NAMES[model_type] = config_name
         for auto_name, name in classes.items():
-            mapping = {"AutoImageProcessor": IMAGE_PROCESSOR_MAPPING, "AutoProcessor": PROCESSOR_MAPPING}.get(auto_name)
-            mapping = mapping_of(getattr(transformers, auto_name)) if mapping is None else mapping
-            enter(mapping, model_type, config_name, name)
+            enter(_MAPPINGS.get(auto_name) or getattr(transformers, auto_name), model_type, config_name, name)
     HUB_IDS.update({name: variant.repo_id for variant in VARIANTS.values() for name in variant.synonyms})
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
         install_short_names()

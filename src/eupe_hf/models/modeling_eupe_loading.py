@@ -118,7 +118,7 @@ class EupeLoadingMixin:
         missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}encoder.", f"{prefix}norm.")))
         if missing:
             raise ValueError(
-                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}. It is not "
+                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is not "
                 "a complete EUPE model in this layout. Convert a raw or DINOv3-layout checkpoint first: "
                 "eupe convert FILE DIR."
             )
@@ -166,8 +166,6 @@ class EupeLoadingMixin:
                 "adapter_config.json says."
             )
         return info
-
-
 
 
 @contextmanager

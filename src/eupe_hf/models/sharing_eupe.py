@@ -44,7 +44,7 @@ class EupeCodeMixin:
     def _save_code(self, folder: str | os.PathLike) -> list[str]:
         """Copy the file of this class, and all that it imports, into a folder. Returns the copies."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        return [os.fspath(file) for file in custom_object_save(self._published_class(), folder)]
+        return list(dict.fromkeys(map(os.fspath, custom_object_save(self._published_class(), folder))))
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
         # transformers uploads what is newer than these; what was just written must go too
