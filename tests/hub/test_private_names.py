@@ -4,6 +4,7 @@
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 from pathlib import Path
@@ -74,7 +75,7 @@ def strings(tree: ast.Module) -> set[str]:
 
 
 def test_table_is_complete_and_holds_nothing_else() -> None:
-    trees = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    trees = {os.fspath(path.relative_to(SOURCE)): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
     own = set().union(*map(defined, trees.values())) - LISTED
     foreign = {name: file for file, tree in trees.items() for name in used(tree) - own - LISTED}
     assert not foreign, f"not in hub/private_names.py: {foreign}"

@@ -41,8 +41,8 @@ PRIVATE_NAMES = tuple(PrivateNames(*row) for row in (
      "AutoBackbone.from_pretrained('eupe-s')"),
     ("transformers:AutoModel", "_model_mapping", "the table of an Auto class, where classes are entered by name",
      "Auto classes do not know the package"),
-    ("transformers:AutoModel._model_mapping", "_model_mapping _reverse_config_mapping", "model type to class name, and "
-     "configuration class to model type", "Auto classes do not know the package"),
+    ("transformers:AutoModel._model_mapping", "_model_mapping _reverse_config_mapping", "model type to class name, "
+     "and configuration class to model type", "Auto classes do not know the package"),
     # models/
     (_CONFIG, "_attn_implementation", "the attention back end of a model, passed on to models made of it",
      "attn_implementation=... is ignored, by adapters, multi-task models and VLMs too"),
@@ -50,11 +50,11 @@ PRIVATE_NAMES = tuple(PrivateNames(*row) for row in (
      "VLMs and pyramids keep the folder of their encoder"),
     ("transformers.backbone_utils:BackboneConfigMixin", "_out_features _out_indices", "fields in which the chosen "
      "stages are saved", "out_features and out_indices of a saved backbone are lost"),
-    (_MODEL, "_init_weights _initialize_weights", "initialise heads, which transformers passes over in foreign classes",
+    (_MODEL, "_init_weights _initialize_weights", "initialise heads, which transformers passes over in other packages",
      "new heads start from other values, and task models learn worse"),
     (_MODEL, "_no_split_modules _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend "
-     "_can_compile_fullgraph", "say what the encoders can do", "device_map='auto', attn_implementation=... or compiled "
-     "generation refuse EUPE models"),
+     "_can_compile_fullgraph", "say what the encoders can do", "device_map='auto', attn_implementation=... or "
+     "compiled generation refuse EUPE models"),
     (_MODEL, "_tied_weights_keys", "ties the head of a VLM to the embeddings of its language model",
      "VLMs with tied embeddings save and load a second copy"),
     ("transformers.integrations.peft:PeftAdapterMixin", "_hf_peft_config_loaded", "whether a model has an adapter",
@@ -83,16 +83,20 @@ PRIVATE_NAMES = tuple(PrivateNames(*row) for row in (
 ))  # fmt: skip
 
 
-def enter(auto_class: Any, model_type: str, config_name: str, entry: Any) -> None:
+def mapping_of(auto_class: Any) -> Any:
+    """The mapping of an Auto class of models from configurations to classes."""
+    return auto_class._model_mapping
+
+
+def enter(mapping: Any, model_type: str, config_name: str, entry: Any) -> None:
     """Enter a class by name, so that its module is imported when an Auto class needs it.
 
     Args:
-        auto_class: An Auto class of models, or the module-level mapping of one that has no attribute for it.
+        mapping: Mapping of an Auto class.
         model_type: Model type of the configuration.
         config_name: Name of the configuration class.
         entry: Name of the class, or names by back end.
     """
-    mapping = auto_class._model_mapping if isinstance(auto_class, type) else auto_class
     mapping._reverse_config_mapping[config_name] = model_type
     mapping._model_mapping[model_type] = entry
 

@@ -12,7 +12,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from eupe_hf.models.sharing_eupe import HUB_IDS
 from eupe_hf.variants import VARIANTS
 
-from .private_names import enter
+from .private_names import enter, mapping_of
 from .short_names import DISABLE_VARIABLE, install_short_names
 
 
@@ -60,7 +60,9 @@ def register() -> None:
         sys.modules[f"transformers.models.{model_type}"] = sys.modules["eupe_hf"]
         CONFIG_MAPPING_NAMES[model_type] = config_name
         for auto_name, name in classes.items():
-            enter(_MAPPINGS.get(auto_name) or getattr(transformers, auto_name), model_type, config_name, name)
+            is_model = auto_name not in _MAPPINGS
+            mapping = mapping_of(getattr(transformers, auto_name)) if is_model else _MAPPINGS[auto_name]
+            enter(mapping, model_type, config_name, name)
     HUB_IDS.update({name: variant.repo_id for variant in VARIANTS.values() for name in variant.synonyms})
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
         install_short_names()

@@ -23,8 +23,8 @@ _CARD = "README.md"
 
 
 # The classes that an adapter may be for, by the name that is saved with it.
-_CLASSES = (EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values(), EupeLlavaForConditionalGeneration)
-MODELS: dict[str, Any] = {known.__name__: known for known in _CLASSES}
+_ENCODERS: tuple[Any, ...] = (EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values())
+MODELS = {known.__name__: known for known in (*_ENCODERS, EupeLlavaForConditionalGeneration)}
 
 
 _SEVERAL = "# Adapters for EUPE\n\nThe folders beside this card hold one adapter each, with a card of its own.\n"

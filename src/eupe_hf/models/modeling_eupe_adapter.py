@@ -113,7 +113,8 @@ class Adapter:
             return {}
         try:
             with safe_open(file, framework="pt") as tensors:
-                return {key.removeprefix(_PREFIX): tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+                names = tensors.keys()
+                return {name.removeprefix(_PREFIX): tuple(tensors.get_slice(name).get_shape()) for name in names}
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"The adapter file {file} is damaged, as if cut off during a copy ({error}). Copy it again."

@@ -118,8 +118,8 @@ class EupeLoadingMixin:
         missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}encoder.", f"{prefix}norm.")))
         if missing:
             raise ValueError(
-                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is not "
-                "a complete EUPE model in this layout. Convert a raw or DINOv3-layout checkpoint first: "
+                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is "
+                "not a complete EUPE model in this layout. Convert a raw or DINOv3-layout checkpoint first: "
                 "eupe convert FILE DIR."
             )
 
@@ -161,8 +161,8 @@ class EupeLoadingMixin:
         adapter.load_magnitudes(model, missing)
         if missing:
             raise ValueError(
-                f"The adapter {source} does not fit this {type(self).__name__}: it lacks {len(missing)} tensors, among "
-                f"them {min(missing)}. It was trained on another model, or with other targets than its "
+                f"The adapter {source} does not fit this {type(self).__name__}: it lacks {len(missing)} tensors, "
+                f"among them {min(missing)}. It was trained on another model, or with other targets than its "
                 "adapter_config.json says."
             )
         return info

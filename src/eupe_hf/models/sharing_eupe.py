@@ -25,14 +25,14 @@ class EupeNamesMixin:
 
     @staticmethod
     def load_by_name(load: Callable, name: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call `load` with the folder that a name stands for. The package replaces this: remote code knows no names."""
+        """Call `load` with the folder of a name. The package replaces this: without it there are no names."""
         return load(name, *args, **kwargs)
 
 
 class EupeCodeMixin:
     """Saving the source files that `trust_remote_code=True` needs. Stands before transformers' class."""
 
-    # What `save_pretrained` has just written whenever it uploads, as a pattern: every file of this folder has such a name.
+    # What `save_pretrained` writes just before an upload, as a pattern: all files of this folder have such names.
     _written_anew = r"\w+_eupe\w*\.py"
 
     @classmethod
