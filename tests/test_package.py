@@ -63,7 +63,7 @@ def test_all_files_of_models_travel() -> None:
     reached = set().union(*(code_files(module.removeprefix("eupe_hf.models.")) for module in modules))
     assert reached == {path.name for path in TRAVELLING}
     # `push_to_hub` uploads the files of such names
-    assert all(re.fullmatch(EupeCodeMixin._written_anew, path.name) for path in TRAVELLING)
+    assert all(re.fullmatch(EupeCodeMixin._fresh_files, path.name) for path in TRAVELLING)
 
 
 @pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)

@@ -311,7 +311,7 @@ def test_adapter_that_does_not_fit_is_refused(family: str, tmp_path: Path, bases
             with pytest.raises(ValueError, match=reason):
                 load(folder)
     deeper = EupeForImageClassification(tiny_config(family, num_labels=3, **sizes[family][1]))
-    with pytest.raises(ValueError, match="it has nothing for"):
+    with pytest.raises(ValueError, match=r"it lacks \d+ tensors"):
         deeper.load_adapter(folder)
 
 
@@ -409,7 +409,7 @@ def test_card_says_what_it_is(tmp_path: Path) -> None:
     assert card.data.base_model == "facebook/EUPE-ViT-S" and card.data.license == "other"
 
 
-def test_card_of_somebody_is_kept_and_gets_the_licence(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_card_that_you_wrote_is_kept_and_gets_the_licence(tmp_path: Path, bases: dict[str, Path]) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nMy words.\n")
     model = EupeModel.from_pretrained(bases["vit"])
     peft.get_peft_model(model, lora_config(model, r=2)).save_pretrained(tmp_path)

@@ -23,7 +23,7 @@ class EupeSavingMixin(EupeCodeMixin):
 
     config: Any
     base_model: Any
-    _written_anew = rf"README\.md|{re.escape(IMAGE_PROCESSOR_NAME)}|{EupeCodeMixin._written_anew}"
+    _fresh_files = rf"README\.md|{re.escape(IMAGE_PROCESSOR_NAME)}|{EupeCodeMixin._fresh_files}"
 
     @classmethod
     def _auto_classes(cls) -> dict[str, type]:

@@ -33,7 +33,7 @@ class EupeCodeMixin:
     """Saving the source files that `trust_remote_code=True` needs. Stands before transformers' class."""
 
     # What `save_pretrained` writes just before an upload, as a pattern: all files of this folder have such names.
-    _written_anew = r"\w+_eupe\w*\.py"
+    _fresh_files = r"\w+_eupe\w*\.py"
 
     @classmethod
     def _published_class(cls) -> Any:
@@ -50,4 +50,4 @@ class EupeCodeMixin:
         # transformers uploads what is newer than these; what was just written must go too
         parent: Any = super()
         timestamps = parent._get_files_timestamps(working_dir)
-        return {name: time for name, time in timestamps.items() if not re.fullmatch(self._written_anew, name)}
+        return {name: time for name, time in timestamps.items() if not re.fullmatch(self._fresh_files, name)}
