@@ -24,8 +24,6 @@ logger = logging.get_logger(__name__)
 
 # Arguments of `from_pretrained` that say where to look: of no use once the folder is known.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-
-
 _DINOV3_TYPES = ("dinov3_vit", "dinov3_convnext")
 _OWN_LAYOUT = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME]
 

@@ -6,25 +6,9 @@ tests/hub/test_private_names.py finds out which of them a new release has remove
 this one, so they use their names themselves; `hub` uses its names through the functions below.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
-
-
-class PrivateNames(NamedTuple):
-    """Names of one owner that are used for one reason.
-
-    Args:
-        owner: Whose they are, for `pkgutil.resolve_name`: a module, class, object, or a function with such arguments.
-        names: The names, separated by spaces.
-        reason: What the package does with them.
-        without: What fails when they are gone.
-    """
-
-    owner: str
-    names: str
-    reason: str
-    without: str
 
 
 _AUTO = "transformers.models.auto.auto_factory"
@@ -35,7 +19,8 @@ _PUSH = "transformers.utils.hub:PushToHubMixin"
 _TRAINER = "transformers.trainer:Trainer"
 
 
-PRIVATE_NAMES = tuple(PrivateNames(*row) for row in (
+# Owner, for `pkgutil.resolve_name`; names; what the package does with them; what fails without them.
+PRIVATE_NAMES = (
     # hub/
     (_AUTO, "_BaseAutoModelClass", "loads short names past AutoBackbone, which asks the Hub for them first",
      "AutoBackbone.from_pretrained('eupe-s')"),
@@ -80,7 +65,7 @@ PRIVATE_NAMES = tuple(PrivateNames(*row) for row in (
     (_TRAINER, "_prepare_inputs", "puts a batch on the device", "multi-task evaluation"),
     ("transformers.trainer:Trainer.save_model", "_internal_call", "saves without pushing", "every run pushes twice"),
     ("datasets:IterableDataset", "_resolve_features", "finds the columns of a stream", "streamed recipes"),
-))  # fmt: skip
+)  # fmt: skip
 
 
 def mapping_of(auto_class: Any) -> Any:
@@ -89,14 +74,7 @@ def mapping_of(auto_class: Any) -> Any:
 
 
 def enter(mapping: Any, model_type: str, config_name: str, entry: Any) -> None:
-    """Enter a class by name, so that its module is imported when an Auto class needs it.
-
-    Args:
-        mapping: Mapping of an Auto class.
-        model_type: Model type of the configuration.
-        config_name: Name of the configuration class.
-        entry: Name of the class, or names by back end.
-    """
+    """Enter a class by its name, or names by back end: its module is imported when an Auto class needs it."""
     mapping._reverse_config_mapping[config_name] = model_type
     mapping._model_mapping[model_type] = entry
 

@@ -4,17 +4,16 @@
 `import eupe_hf` calls `register`, which enters the package's classes with the Auto classes, gives the writers of model
 cards the repository of each name, and then installs the hook:
 
-- The package's own classes call `EupeNamesMixin.load_by_name` before they load. The hook answers there: a name of one
-  of the six models, or its repository on the Hub, becomes the folder that `fetch` returns.
-- transformers' AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoTokenizer (which pipelines try)
-  and AutoBackbone have their `from_pretrained` wrapped. It does the same for the six short names alone. AutoModel and
-  its siblings need no wrapper: they call AutoConfig and the package's classes.
+- The package's own classes load through `EupeNamesMixin.load_by_name`. The hook answers there: any name of one of the
+  six models, its repository on the Hub included, becomes the folder that `fetch` returns.
+- AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoTokenizer (which pipelines try) and
+  AutoBackbone get a wrapper of `from_pretrained` that does the same for the six short names alone. AutoModel and its
+  siblings need none: they call AutoConfig and the package's classes.
 - transformers asks the Hub about a name before it loads, through `resolve_revision`, `find_adapter_config_file` and
   `get_task`. For short names the hook answers.
 
-Anything else goes through untouched. A second `install_short_names` changes nothing, and `remove_short_names` puts
-everything back. With the environment variable EUPE_HF_NO_SHORT_NAMES=1 the hook is never installed; the classes are
-registered all the same.
+Anything else goes through untouched. `remove_short_names` puts everything back. With EUPE_HF_NO_SHORT_NAMES=1 in the
+environment the hook is never installed; the classes are registered all the same.
 """
 
 import functools
@@ -43,13 +42,9 @@ from .private_names import load_as_auto_model
 
 
 DISABLE_VARIABLE = "EUPE_HF_NO_SHORT_NAMES"
-
-
+_MARK = "_answers_short_names"
 # (owner, attribute, what stood there), for `remove_short_names`; kept when this module is reloaded
 _replaced: list[tuple[Any, str, Any]] = globals().get("_replaced", [])
-
-
-_MARK = "_answers_short_names"
 
 
 def install_short_names() -> None:

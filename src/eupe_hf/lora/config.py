@@ -48,27 +48,17 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("up_proj", "down_proj", "pointwise_conv1", "pointwise_conv2"),
 }
-
-
 TARGETS["all"] = TARGETS["attention"] + TARGETS["mlp"]
 
 
 # What peft adapts by default: as for other ViTs, and in a ConvNeXt the pointwise layers.
 _DEFAULTS = ("q_proj", "v_proj", "pointwise_conv1", "pointwise_conv2")
-
-
+_MODEL_TYPES = ("eupe", "eupe_multitask", "eupe_pyramid")
 _MARK = "_answers_short_names"
 
 
-_MODEL_TYPES = ("eupe", "eupe_multitask", "eupe_pyramid")
-
-
 class EupeLoraConfig(peft.LoraConfig):
-    """A `peft.LoraConfig` that saves the configuration of the model, and a card, beside the adapter.
-
-    An adapter folder names its base, an encoder without a head. With the configuration beside it,
-    `AutoModelForImageClassification.from_pretrained(folder)` builds the right head.
-    """
+    """A `peft.LoraConfig` that saves a card, and the configuration from which the right head is built."""
 
     def attach(self, model: PreTrainedModel) -> "EupeLoraConfig":
         """Remember the model whose configuration is to be saved. Returns this configuration."""
@@ -76,7 +66,7 @@ class EupeLoraConfig(peft.LoraConfig):
         return self
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As in peft, which calls this last; then the model's configuration, and the card."""
+        """As in peft, which calls this last; then the configuration of the model, and the card."""
         super().save_pretrained(save_directory, **kwargs)
         save_model_config(self._model_config, self._architecture, save_directory)
         complete_cards(save_directory)
@@ -188,11 +178,7 @@ def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> p
 
 
 def adaptable_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers of the EUPE encoders in a model.
-
-    Raises:
-        ValueError: There is no EUPE encoder in the model.
-    """
+    """Names of the linear layers of the EUPE encoders in a model. Raises `ValueError` if it has none."""
     return [
         f"{prefix}.{name}" if prefix else name
         for prefix, encoder in _encoders(model).items()
@@ -213,10 +199,8 @@ def new_modules(model: nn.Module) -> list[str]:
     names = list(_new_modules(model, "", set(_encoders(model).values())))
     while ambiguous := next((name for name in names if _unwanted(model, name)), None):
         module = model.get_submodule(ambiguous)
-        parts = [
-            f"{ambiguous}.{part}" for part, child in module.named_children() if any(True for _ in child.parameters())
-        ]
-        if not parts or any(True for _ in module.parameters(recurse=False)):
+        parts = [f"{ambiguous}.{part}" for part, child in module.named_children() if list(child.parameters())]
+        if not parts or list(module.parameters(recurse=False)):
             raise ValueError(
                 f"peft finds parts by the ending of their names, and would train {ambiguous} and "
                 f"{_unwanted(model, ambiguous)[0]} apart, even where they are one and the same. Pass "

@@ -19,19 +19,10 @@ from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_fil
 # In the folder of an adapter: the configuration of the model that it was trained on. It must not be named config.json,
 # or transformers would take the folder for a complete model.
 ADAPTER_CONFIG_NAME = "eupe_config.json"
-
-
 _WEIGHTS_NAME = "adapter_model.safetensors"
-
-
-_PREFIX = "base_model.model."  # of all names in such a file
-
-
+_PREFIX = "base_model.model."  # of all names in that file
 _OPTIONS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "force_download")
-
-
-# Both are the bare encoder, with the same names.
-_ENCODERS = frozenset(("EupeModel", "EupeBackbone"))
+_ENCODERS = frozenset(("EupeModel", "EupeBackbone"))  # the bare encoder, with the same names
 
 
 @dataclass
@@ -63,11 +54,7 @@ class Adapter:
 
     @property
     def base(self) -> str:
-        """Name or path of the model that the adapter is for.
-
-        Raises:
-            ValueError: The adapter does not name one.
-        """
+        """Name or path of the model that the adapter is for. Raises `ValueError` if the adapter does not name one."""
         path = find_adapter_config_file(self.source, **self.options)
         base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path") if path else None
         if not base:
@@ -91,8 +78,7 @@ class Adapter:
         Raises:
             ValueError: The model was of another class.
         """
-        saved = self.architecture
-        if saved is None:
+        if (saved := self.architecture) is None:
             return None
         names = {known.__name__ for known in model_class.__mro__}  # a subclass of the class will do
         if saved not in names and not (saved in _ENCODERS and names & _ENCODERS):
@@ -108,8 +94,7 @@ class Adapter:
         Raises:
             ValueError: The file is damaged.
         """
-        file = self._file(_WEIGHTS_NAME)
-        if file is None:
+        if (file := self._file(_WEIGHTS_NAME)) is None:
             return {}
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -142,12 +127,7 @@ class Adapter:
 
     @torch.no_grad()
     def load_magnitudes(self, model: nn.Module, missing_keys: set[str]) -> None:
-        """Load DoRA's magnitudes, which transformers passes over: it does not know the names they are saved under.
-
-        Args:
-            model: The model, with the adapter.
-            missing_keys: Names that transformers found nothing for. This removes what it loads.
-        """
+        """Load DoRA's magnitudes, whose names transformers does not know, and remove them from its `missing_keys`."""
         wanted = {key for key in missing_keys if ".lora_magnitude_vector." in key}
         file = self._file(_WEIGHTS_NAME) or self._file("adapter_model.bin") if wanted else None
         saved = {} if file is None else load_state_dict_from_file(file)
@@ -158,24 +138,19 @@ class Adapter:
                 missing_keys.remove(key)
 
     def check_base(self, model: nn.Module, loading_info: dict[str, Any]) -> None:
-        """Refuse a base of another architecture, or one that lacks a part.
+        """Refuse a base of another architecture, or one that lacks a part, with a `ValueError`.
 
         Args:
             model: The model, without the adapter.
             loading_info: transformers' `missing_keys`, without those of the adapter, and `unexpected_keys`.
-
-        Raises:
-            ValueError: The base does not fit the adapter.
         """
-        missing = sorted(loading_info["missing_keys"])
-        if missing:
-            self._refuse(
-                model,
+        if missing := sorted(loading_info["missing_keys"]):
+            why = (
                 f"{missing[0]} is neither in the base nor in the adapter. A head that was frozen while the adapter "
-                "was trained is not in it: save the model with that head, and name it as the base",
+                "was trained is not in it: save the model with that head, and name it as the base"
             )
-        left_over = sorted(key for key in loading_info["unexpected_keys"] if "encoder." in key)
-        if left_over:
+            self._refuse(model, why)
+        if left_over := sorted(key for key in loading_info["unexpected_keys"] if "encoder." in key):
             self._refuse(model, f"the base has {left_over[0]}, which the model it was trained on did not have")
 
     def explain(self, base: str | os.PathLike, error: Exception) -> Exception:

@@ -14,8 +14,6 @@ from .sharing_eupe import HUB_IDS
 LICENSE_TEXT = """\
 The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives and outputs, and asks
 that the agreement be passed on and the use be acknowledged."""
-
-
 _WITHOUT_REMOTE_CODE = "With the package installed (`import eupe_hf`) `trust_remote_code` is not needed."
 
 

@@ -18,10 +18,6 @@ from .sharing_eupe import EupeNamesMixin
 _Model = TypeVar("_Model", bound="EupeLoadingMixin")
 
 
-# What models call the parts that are not the encoder.
-_HEADS = ("head", "heads")
-
-
 class EupeLoadingMixin:
     """`from_pretrained` and `load_adapter` of EUPE models. Stands before `transformers.PreTrainedModel`."""
 
@@ -83,7 +79,7 @@ class EupeLoadingMixin:
     def base_of_adapter(
         cls, adapter: Adapter, base: str | os.PathLike, is_checked: bool, *args: Any, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Load the model that an adapter is for, with the head it was trained with but without the adapter.
+        """The model that an adapter is for, with the head it was trained with but without the adapter.
 
         Args:
             adapter: The adapter.
@@ -93,7 +89,7 @@ class EupeLoadingMixin:
             **kwargs: Likewise.
 
         Returns:
-            The model, and the loading info. What the adapter brings does not count as missing.
+            The model, and the loading info, where nothing that the adapter brings is missing.
         """
         adapted = adapter.model_config(cls)
         if adapted is not None:
@@ -129,8 +125,8 @@ class EupeLoadingMixin:
         on_disk = sorted(key for key in missing_keys if key in parameters and parameters[key].is_meta)
         if on_disk:
             raise ValueError(
-                f"device_map puts {on_disk[0]} on the disk, but it is not in the checkpoint: a new part must stay in "
-                "memory. Raise max_memory, or pass a device_map that keeps new parts in memory: {..., 'head': 'cpu'}."
+                f"{on_disk[0]} is not in the checkpoint, and device_map puts it on the disk: new parts must stay in "
+                "memory. Raise max_memory, or pass a device_map that keeps them there, as {..., 'head': 'cpu'}."
             )
 
     def load_adapter(self, peft_model_id: str | os.PathLike | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -170,7 +166,7 @@ class EupeLoadingMixin:
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Keep transformers from reporting as missing from the base what the adapter brings, and DoRA's magnitudes.
+    """Silence transformers' report of missing weights, which counts what the adapter brings, and DoRA's magnitudes.
 
     What is really missing is an error here, not a line in a report.
     """
@@ -189,16 +185,14 @@ def _without_load_report() -> Iterator[None]:
 
 
 def without_heads(quantization_config: Any) -> Any:
-    """A copy of a quantization that leaves the heads alone, unless it says itself which parts to skip.
+    """A copy of a quantization that leaves heads alone, unless it names the parts to skip.
 
-    transformers skips the output layer of language models and no other head.
-
-    Args:
-        quantization_config: As for `from_pretrained`, for example a `transformers.BitsAndBytesConfig`.
+    transformers skips the output layer of language models and no other head. `quantization_config` is what
+    `from_pretrained` takes, for example a `transformers.BitsAndBytesConfig`.
     """
     is_dict = isinstance(quantization_config, dict)
     chosen = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else copy(quantization_config)
     for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes, and most of the others
         if getattr(chosen, name, ()) is None:
-            setattr(chosen, name, list(_HEADS))
+            setattr(chosen, name, ["head", "heads"])  # what models call the parts that are not the encoder
     return chosen
