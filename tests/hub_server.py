@@ -1,9 +1,9 @@
 """A Hugging Face Hub on 127.0.0.1, for tests that want the real client and no network.
 
 [`HubServer`] keeps model repositories in memory and answers the part of the Hub's HTTP protocol that `huggingface_hub`
-and transformers' `from_pretrained` and `push_to_hub` speak. It answers anything else with 501, so that an unexpected call
-fails instead of passing by accident. To point a client at it, [`hub_environment`] makes the
-environment of a subprocess and [`use_hub`] serves this process.
+and transformers' `from_pretrained` and `push_to_hub` speak. It answers anything else with 501, so that an unexpected
+call fails instead of passing by accident. To point a client at it, [`hub_environment`] makes the environment of a
+subprocess and [`use_hub`] serves this process.
 
 Known differences from the Hub: a new repository starts empty (the Hub adds `.gitattributes`), a valid token may read
 and write every repository, a tree listing has files and no folders, LFS files come from the same address instead of

@@ -6,16 +6,15 @@ that configuration with random weights and does not say so; `load_backbone_weigh
 images with this package's image processor: DPT's own normalises with other statistics, RT-DETR's not at all.
 
 - UperNet takes four stages of either family.
-- DPT takes tokens, so only a ViT, with `reshape_hidden_states=False`: class token and patches without registers. It
-  has no loss of its own. For a ConvNeXt use `EupeForDepthEstimation`.
+- DPT takes a ViT with `reshape_hidden_states=False`: class token and patches without registers. It has no loss of its
+  own. For a ConvNeXt use `EupeForDepthEstimation`.
 - Mask2Former (strides 4 to 32) and RT-DETR v2 (8 to 32) take maps of several strides: a ConvNeXt has them, a ViT gets
   them from an `EupePyramidConfig`. Mask2Former warns that it does not list the backbone, and works.
 - The old `backbone="eupe-s"` does not work: transformers looks for that name on the Hub and in timm.
 
 Load a saved decoder with its own class or its Auto class, in a process that has imported `eupe_hf`. Otherwise
-transformers fails with `KeyError: 'eupe'` (or 'eupe_pyramid'), and `trust_remote_code` does not help: it fetches the
-code of a whole model, never of a part. transformers does not put the licence of EUPE's weights into a decoder's card
-either; `decoder_card` makes a card with it.
+transformers fails with `KeyError: 'eupe'` (or 'eupe_pyramid'); `trust_remote_code` fetches the code of whole models,
+never of a part. `decoder_card` makes a card with the licence of EUPE's weights, which transformers leaves out.
 """
 
 import os
@@ -36,8 +35,6 @@ from .fetch import fetch
 
 
 _Model = TypeVar("_Model", bound=nn.Module)
-
-
 # What the weights fix. The rest of a configuration says how the features are used, which the decoder may choose.
 _ARCHITECTURE = (
     "backbone_type", "num_channels", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -47,9 +44,7 @@ _ARCHITECTURE = (
 
 
 def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwargs: Any) -> _Model:
-    """Load pretrained weights into the EUPE encoder inside a model, and leave everything else alone.
-
-    The weights keep the dtype and the device that the encoder has.
+    """Load pretrained weights into the EUPE encoder inside a model, in the encoder's dtype and on its device.
 
     Args:
         model: A model with one EUPE encoder, such as transformers' decoders with an EUPE `backbone_config`.
@@ -99,11 +94,8 @@ def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwar
 def decoder_card(model: nn.Module) -> ModelCard:
     """A card of a decoder with one EUPE encoder in it: how to load it, and the licence of EUPE's weights.
 
-    transformers saves a decoder without a card, and pushes it with a card that names no licence.
-
-    Returns:
-        The card. Save it beside a saved model, `decoder_card(model).save(f"{folder}/README.md")`, or push it after
-        the model, `decoder_card(model).push_to_hub(repo_id)`.
+    Save it beside a saved model, `decoder_card(model).save(f"{folder}/README.md")`, or push it after the model,
+    `decoder_card(model).push_to_hub(repo_id)`.
 
     Raises:
         ValueError: The model has no EUPE encoder, or several.

@@ -66,13 +66,13 @@ def fetch(
     root = Path(constants.HF_HOME if cache_dir is None else cache_dir).expanduser().resolve()
     store = root / "eupe-hf" / variant.name
     reference = store / "refs" / quote(revision or "main", safe="")
-    if not force_download and (folder := _converted(store, reference)):
+    if not force_download and (folder := _converted(reference)):
         return folder
     store.mkdir(parents=True, exist_ok=True)
-    arguments = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
-    arguments["local_files_only"] = local_files_only
+    given = (revision, token, cache_dir, local_files_only, force_download)
+    arguments = dict(zip(HUB_ARGUMENTS, given, strict=True))
     with WeakFileLock(store / ".lock"):
-        if not force_download and (folder := _converted(store, reference)):
+        if not force_download and (folder := _converted(reference)):
             return folder  # another process made it while this one waited
         try:
             source = _download(variant, arguments)
@@ -91,12 +91,9 @@ def fetch(
     return folder
 
 
-def _converted(store: Path, reference: Path) -> Path | None:
-    if reference.is_file():
-        folder = Path(reference.read_text(encoding="utf-8"))
-        if _is_complete(folder):
-            return folder
-    return None
+def _converted(reference: Path) -> Path | None:
+    folder = Path(reference.read_text(encoding="utf-8")) if reference.is_file() else None
+    return folder if folder is not None and _is_complete(folder) else None
 
 
 def _is_complete(folder: Path) -> bool:

@@ -21,48 +21,44 @@ _MAPPINGS = {"AutoImageProcessor": IMAGE_PROCESSOR_MAPPING, "AutoProcessor": PRO
 _IMAGE_PROCESSORS = {"torchvision": "EupeImageProcessor", "pil": "EupeImageProcessorPil"}
 
 
-# Each model type: its configuration, and the class that each Auto class makes of it.
-_CLASSES: dict[str, tuple[str, dict[str, str | dict[str, str]]]] = {
-    "eupe": (
-        "EupeConfig",
-        {
-            "AutoModel": "EupeModel",
-            "AutoBackbone": "EupeBackbone",
-            "AutoModelForImageClassification": "EupeForImageClassification",
-            "AutoModelForSemanticSegmentation": "EupeForSegmentation",
-            "AutoModelForDepthEstimation": "EupeForDepthEstimation",
-            "AutoModelForObjectDetection": "EupeForObjectDetection",
-            "AutoImageProcessor": _IMAGE_PROCESSORS,
-        },
-    ),
-    "eupe_pyramid": ("EupePyramidConfig", {"AutoBackbone": "EupePyramidBackbone"}),
-    "eupe_multitask": (
-        "EupeMultiTaskConfig",
-        {"AutoModel": "EupeForMultiTask", "AutoImageProcessor": _IMAGE_PROCESSORS},
-    ),
-    "eupe_llava": (
-        "EupeLlavaConfig",
-        {
-            "AutoModel": "EupeLlavaModel",
-            "AutoModelForImageTextToText": "EupeLlavaForConditionalGeneration",
-            "AutoModelForMultimodalLM": "EupeLlavaForConditionalGeneration",
-            "AutoImageProcessor": _IMAGE_PROCESSORS,
-            "AutoProcessor": "EupeLlavaProcessor",
-        },
-    ),
+_CONFIGURATIONS = {
+    "eupe": "EupeConfig",
+    "eupe_pyramid": "EupePyramidConfig",
+    "eupe_multitask": "EupeMultiTaskConfig",
+    "eupe_llava": "EupeLlavaConfig",
 }
+
+
+# What an Auto class makes of a model type.
+_CLASSES: tuple[tuple[str, str, str | dict[str, str]], ...] = (
+    ("eupe", "AutoModel", "EupeModel"),
+    ("eupe", "AutoBackbone", "EupeBackbone"),
+    ("eupe", "AutoModelForImageClassification", "EupeForImageClassification"),
+    ("eupe", "AutoModelForSemanticSegmentation", "EupeForSegmentation"),
+    ("eupe", "AutoModelForDepthEstimation", "EupeForDepthEstimation"),
+    ("eupe", "AutoModelForObjectDetection", "EupeForObjectDetection"),
+    ("eupe", "AutoImageProcessor", _IMAGE_PROCESSORS),
+    ("eupe_pyramid", "AutoBackbone", "EupePyramidBackbone"),
+    ("eupe_multitask", "AutoModel", "EupeForMultiTask"),
+    ("eupe_multitask", "AutoImageProcessor", _IMAGE_PROCESSORS),
+    ("eupe_llava", "AutoModel", "EupeLlavaModel"),
+    ("eupe_llava", "AutoModelForImageTextToText", "EupeLlavaForConditionalGeneration"),
+    ("eupe_llava", "AutoModelForMultimodalLM", "EupeLlavaForConditionalGeneration"),
+    ("eupe_llava", "AutoImageProcessor", _IMAGE_PROCESSORS),
+    ("eupe_llava", "AutoProcessor", "EupeLlavaProcessor"),
+)
 
 
 def register() -> None:
     """Enter the classes with transformers' Auto classes and install the hook for short names; may be called again."""
-    for model_type, (config_name, classes) in _CLASSES.items():
+    CONFIG_MAPPING_NAMES.update(_CONFIGURATIONS)
+    for model_type in _CONFIGURATIONS:
         # transformers imports the module of a model type when it needs a class of it. This one is imported already.
         sys.modules[f"transformers.models.{model_type}"] = sys.modules["eupe_hf"]
-        CONFIG_MAPPING_NAMES[model_type] = config_name
-        for auto_name, name in classes.items():
-            is_model = auto_name not in _MAPPINGS
-            mapping = mapping_of(getattr(transformers, auto_name)) if is_model else _MAPPINGS[auto_name]
-            enter(mapping, model_type, config_name, name)
+    for model_type, auto_name, name in _CLASSES:
+        is_model = auto_name not in _MAPPINGS
+        mapping = mapping_of(getattr(transformers, auto_name)) if is_model else _MAPPINGS[auto_name]
+        enter(mapping, model_type, _CONFIGURATIONS[model_type], name)
     HUB_IDS.update({name: variant.repo_id for variant in VARIANTS.values() for name in variant.synonyms})
     if os.environ.get(DISABLE_VARIABLE, "0") in ("", "0"):
         install_short_names()

@@ -102,12 +102,9 @@ def _wrap_from_pretrained(cls: Any) -> None:
 
 
 def _answer_lookups() -> None:
-    """Answer transformers' questions about short names.
-
-    This replaces the functions where they are defined, for modules that import them later, and in the modules that
-    have imported them. `transformers.pipelines` may be loaded after this package: it takes the replaced ones from
-    `transformers.utils`, and its own `get_task` is replaced at the first question.
-    """
+    # The functions are replaced where they are defined, for modules that import them later, and in the modules that
+    # have imported them. `transformers.pipelines` may be loaded after this package: it takes the replaced ones from
+    # `transformers.utils`, and its own `get_task` is replaced at the first question.
     answers = {
         "resolve_revision": lambda name, revision=None, **_: revision,
         "find_adapter_config_file": lambda name, **_: None,

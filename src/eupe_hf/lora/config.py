@@ -9,10 +9,9 @@ task, and with `pipeline(task, model=folder)`. `load_peft_model` returns peft's 
 on.
 
 With a peft configuration of your own, or without this package, transformers knows only the base:
-`AutoModelFor...from_pretrained(folder, num_labels=...)` has to describe the head. Without the package the base must
-also be a folder or repository with the code in it (`save_pretrained` writes it) and a model of the same class, loaded
-with `trust_remote_code=True`; a short name or the published raw weights mean nothing there. Merged models have no such
-limits: `load_peft_model(folder).merge_and_unload().save_pretrained(...)`.
+`AutoModelFor...from_pretrained(folder, num_labels=...)` has to describe the head. Without the package, the base
+must also be a model of that class that `save_pretrained` wrote, loaded with `trust_remote_code=True`. Merged models
+have no limits: `load_peft_model(folder).merge_and_unload().save_pretrained(...)`.
 
 In train mode, patch coordinates of a ViT are scaled at random (`config.pos_embed_rescale`) whenever parameters of the
 encoder learn, an adapter's included. The encoders were trained that way, and it lets one adapter serve several image

@@ -34,9 +34,8 @@ class EupePreTrainedModel(EupeLoadingMixin, EupeSavingMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # `forward` takes any keyword, from which the Trainer would conclude that it divides the loss by the number of
-    # items in all batches of a step. It averages over its own batch: the Trainer has to do the rest, or the loss grows
-    # with gradient accumulation and with the number of processes.
+    # `forward` takes any keyword, but averages the loss over its own batch. The Trainer must do the rest, or the loss
+    # grows with gradient accumulation and with the number of processes.
     accepts_loss_kwargs = False
     # of the task models: the Auto class that loads them, and the pipeline that runs them
     _task_auto_class: str | None = None
@@ -47,8 +46,8 @@ class EupePreTrainedModel(EupeLoadingMixin, EupeSavingMixin, PreTrainedModel):
         return self.base_model.encoder.get_input_embeddings()
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For classes outside its tree transformers passes over modules without parameters of their own, heads among
-        # them, in case their initialisation overwrites what was loaded. Ours asks each parameter.
+        # For classes outside its tree transformers passes over modules without parameters of their own, heads included,
+        # in case their initialisation overwrites what was loaded. Ours asks each parameter.
         super()._initialize_weights(module)
 
     @torch.no_grad()

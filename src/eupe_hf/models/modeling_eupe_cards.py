@@ -25,15 +25,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def new_card(title: str, about: str, snippet: str, after: str = "", **data: Any) -> ModelCard:
-    """A card with the licence of the weights, ready to `save`.
-
-    Args:
-        title: The heading.
-        about: One sentence about the model.
-        snippet: Python code that loads it from "PATH".
-        after: Text below the code.
-        **data: Metadata beside the licence; `None` leaves an entry out.
-    """
+    """A card with the licence of the weights: heading, a sentence, code that loads it from "PATH", text, metadata."""
     metadata = ModelCardData(**data, **WEIGHTS_LICENSE)
     parts = [f"# {title}", about, f"```python\n{snippet}\n```", after, LICENSE_TEXT]
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
@@ -58,13 +50,7 @@ model = {auto_class}.from_pretrained("PATH", trust_remote_code=True)""",
 
 
 def head_card(task_class: Any, config: Any, name: str) -> ModelCard:
-    """Card of a head that is saved without its encoder.
-
-    Args:
-        task_class: Class of the single-task model that the head belongs to.
-        config: Configuration of that model.
-        name: Name of the head in the multi-task model.
-    """
+    """Card of a head without its encoder: the class and configuration of its single-task model, and its name."""
     base = config.name_or_path or ""
     encoder = base if base.lower() in HUB_IDS else hub_id(base) or "ENCODER"
     return new_card(

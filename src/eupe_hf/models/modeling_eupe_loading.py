@@ -81,15 +81,9 @@ class EupeLoadingMixin:
     ) -> tuple[Any, dict[str, Any]]:
         """The model that an adapter is for, with the head it was trained with but without the adapter.
 
-        Args:
-            adapter: The adapter.
-            base: What to load the weights from.
-            is_checked: Refuse a base that lacks parts, or is of another architecture.
-            *args: Further arguments of `from_pretrained`.
-            **kwargs: Likewise.
-
-        Returns:
-            The model, and the loading info, where nothing that the adapter brings is missing.
+        The weights come from `base`, with the further arguments of `from_pretrained`. With `is_checked` a base that
+        lacks parts, or is of another architecture, is refused. The second result is the loading info, in which nothing
+        that the adapter brings is missing.
         """
         adapted = adapter.model_config(cls)
         if adapted is not None:

@@ -63,13 +63,7 @@ class EupeSavingMixin(EupeCodeMixin):
         parent.save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def _upload_modified_files(
-        self,
-        working_dir: str | os.PathLike,
-        repo_id: str,
-        files_timestamps: dict[str, float],
-        token: bool | str | None = None,
-        revision: str | None = None,
-        **kwargs: Any,
+        self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
         # transformers writes a card of its own just before the upload. A card that you wrote stays, but the weights
         # never go out without their licence.
@@ -84,12 +78,10 @@ class EupeSavingMixin(EupeCodeMixin):
             card.save(path)
         # Nor does the default image processor replace one that was pushed before.
         path, processor = Path(working_dir) / IMAGE_PROCESSOR_NAME, self._default_processor()
-        is_default = (
-            processor is not None and path.exists() and path.read_text(encoding="utf-8") == processor.to_json_string()
-        )
-        if is_default and file_exists(repo_id, IMAGE_PROCESSOR_NAME, revision=revision, token=token):
+        saved = path.read_text(encoding="utf-8") if path.exists() else None
+        where = {key: kwargs.get(key) for key in ("revision", "token")}
+        is_default = processor is not None and saved == processor.to_json_string()
+        if is_default and file_exists(repo_id, IMAGE_PROCESSOR_NAME, **where):
             files_timestamps = {**files_timestamps, IMAGE_PROCESSOR_NAME: math.inf}
         parent: Any = super()
-        return parent._upload_modified_files(
-            working_dir, repo_id, files_timestamps, token=token, revision=revision, **kwargs
-        )
+        return parent._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
