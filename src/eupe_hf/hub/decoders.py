@@ -47,13 +47,11 @@ def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwar
     """Load pretrained weights into the EUPE encoder inside a model, in the encoder's dtype and on its device.
 
     Args:
-        model: A model with one EUPE encoder, such as transformers' decoders with an EUPE `backbone_config`.
+        model: A model with one EUPE encoder, such as transformers' decoders with an EUPE `backbone_config`. It is
+            also what is returned.
         name_or_path: A short name ("eupe-s"), a file or folder in any of the three layouts, or a repository on the
             Hub with an EUPE model of this package.
         **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, as in `from_pretrained`.
-
-    Returns:
-        The model.
 
     Raises:
         ValueError: The model has no EUPE encoder, or several, or one of another architecture; the message names the
@@ -82,10 +80,11 @@ def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwar
         if (ours := getattr(encoder.config, name)) != (theirs := getattr(config, name))
     ]
     if differences:
+        variant = find_variant(os.fspath(name_or_path))
+        wanted = f"variant_config({variant.name!r})" if variant else "the configuration beside the weights"
         raise ValueError(
             f"The encoder in this {type(model).__name__} does not fit {name_or_path}: it differs in "
-            f"{', '.join(differences)}. Build the model with "
-            f"{_config_call(name_or_path)} as its backbone_config, then load."
+            f"{', '.join(differences)}. Build the model with {wanted} as its backbone_config, then load."
         )
     encoder.load_state_dict(state)
     return model
@@ -122,9 +121,8 @@ def _find_encoder(model: nn.Module) -> EupeBackbone | EupeModel:
             f"as its backbone_config, for example variant_config({next(iter(VARIANTS))!r})."
         )
     if len(encoders) > 1:
-        raise ValueError(
-            f"This {type(model).__name__} has {len(encoders)} EUPE encoders ({', '.join(encoders)}): pass one part."
-        )
+        names = f"{len(encoders)} EUPE encoders ({', '.join(encoders)})"
+        raise ValueError(f"This {type(model).__name__} has {names}: pass one part.")
     return next(iter(encoders.values()))
 
 
@@ -138,8 +136,3 @@ def _read(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[Stat
         name_or_path = fetch(os.fspath(name_or_path), **kwargs)
     checkpoint = load_checkpoint(name_or_path)
     return checkpoint.state, checkpoint.config
-
-
-def _config_call(name_or_path: str | os.PathLike) -> str:
-    variant = find_variant(os.fspath(name_or_path))
-    return f"variant_config({variant.name!r})" if variant is not None else "the configuration beside the weights"

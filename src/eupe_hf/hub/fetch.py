@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -52,9 +53,6 @@ def fetch(
         local_files_only: Send no request to the Hub.
         force_download: Download and convert again.
 
-    Returns:
-        The folder.
-
     Raises:
         ValueError: Unknown name, or a checkpoint of another model (`CheckpointError`).
         OSError: The model was not found; the message says what was tried, and how to convert it by hand.
@@ -62,7 +60,7 @@ def fetch(
     if Path(name).is_dir():
         return Path(name)
     variant = get_variant(name)
-    # Absolute, as in huggingface_hub: paths in the cache hold in any working directory.
+    # absolute: paths in the cache hold in any working directory
     root = Path(constants.HF_HOME if cache_dir is None else cache_dir).expanduser().resolve()
     store = root / "eupe-hf" / variant.name
     reference = store / "refs" / quote(revision or "main", safe="")
@@ -108,10 +106,8 @@ def _download(variant: Variant, arguments: dict[str, Any]) -> Path:
     except LocalEntryNotFoundError:
         # No answer from the Hub, or no request allowed: the raw file may be in the cache all the same.
         arguments = {**arguments, "local_files_only": True, "force_download": False}
-        try:
+        with suppress(LocalEntryNotFoundError):
             return _checked(hf_hub_download(variant.repo_id, variant.raw_file, **arguments))
-        except LocalEntryNotFoundError:
-            pass
         raise
     except EntryNotFoundError:
         model_type = None
@@ -126,11 +122,8 @@ def _download(variant: Variant, arguments: dict[str, Any]) -> Path:
 
 
 def _checked(path: str | Path) -> Path:
-    """Compare a download with its digest, which huggingface_hub does not do.
-
-    A large file's entity tag is its sha256, and the cache names the file after it; a cache without links has no such
-    names.
-    """
+    # huggingface_hub does not compare a download with its digest. A large file's entity tag is its sha256, after which
+    # the cache names the file; only a cache without links has other names.
     link = Path(path)
     blob = link.resolve()
     is_sha256 = len(blob.name) == 64 and set(blob.name) <= set("0123456789abcdef")

@@ -23,19 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from eupe_hf.models.sharing_eupe import EupeNamesMixin
-from eupe_hf.variants import VARIANTS, Variant, find_variant
+from eupe_hf.variants import VARIANTS, find_variant
 
 from .fetch import HUB_ARGUMENTS, fetch
 from .private_names import load_as_auto_model
@@ -72,9 +65,7 @@ def _replace(owner: Any, attribute: str, new: Any) -> None:
     setattr(owner, attribute, new)
 
 
-def _load_by_name(
-    find: Callable[[str], Variant | None], load: Callable, name: Any, /, *args: Any, **kwargs: Any
-) -> Any:
+def _load_by_name(find: Callable, load: Callable, name: Any, /, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(name, str) or find(name) is None:
         return load(name, *args, **kwargs)
     folder = fetch(name, **{key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs})

@@ -62,7 +62,7 @@ def adapter_card(
     recipe: str | None = None,
     name: str | None = None,
 ) -> ModelCard:
-    """A card for a saved adapter: model, data, rank and targets, how to load it, licence.
+    """A card for a saved adapter: `adapter_card(folder, ...).save(f"{folder}/README.md")`.
 
     Args:
         folder: Folder of the adapter, with `adapter_config.json` and, if there is one, `eupe_config.json`.
@@ -70,9 +70,6 @@ def adapter_card(
         metrics: Results of an evaluation.
         recipe: How the adapter was trained, in markdown.
         name: Title and name of the model; by default the name of the folder.
-
-    Returns:
-        The card: `adapter_card(folder, ...).save(f"{folder}/README.md")`.
     """
     folder = Path(folder)
     lora, file = _read(folder / PEFT_CONFIG_NAME), folder / ADAPTER_CONFIG_NAME
@@ -107,12 +104,9 @@ def adapter_card(
 
 
 def complete_cards(folder: str | os.PathLike) -> None:
-    """Replace the unfilled template that peft has written; a card that you wrote only gets licence and base.
+    """Replace peft's unfilled template in the folder of an adapter; a card that you wrote only gets licence and base.
 
-    Where adapters have names, peft writes one card above their folders.
-
-    Args:
-        folder: Folder of an adapter.
+    Where adapters have names, peft also writes one card above their folders.
     """
     folder = Path(folder)
     path, above = folder / _CARD, folder.parent / _CARD

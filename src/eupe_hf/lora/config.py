@@ -4,9 +4,8 @@
 Importing this module gives peft the default targets of EUPE models. It needs `pip install 'eupe-hf[train]'`.
 
 A configuration from `lora_config` saves the configuration of the model (`eupe_config.json`) and a card with the
-adapter. The folder then loads with `from_pretrained` of the class that it was trained with, with the Auto class of the
-task, and with `pipeline(task, model=folder)`. `load_peft_model` returns peft's model instead: to merge it, or to train
-on.
+adapter. The folder then loads with `from_pretrained` of its class, with the Auto class of the task, and with
+`pipeline(task, model=folder)`. `load_peft_model` returns peft's model instead, to merge it or to train on.
 
 With a peft configuration of your own, or without this package, transformers knows only the base:
 `AutoModelFor...from_pretrained(folder, num_labels=...)` has to describe the head. Without the package, the base
@@ -41,8 +40,8 @@ except ImportError as error:
     raise ImportError("LoRA needs peft: pip install 'eupe-hf[train]'.") from error
 
 
-# Linear layers of the two families by what they do. A ConvNeXt's depthwise convolutions are never adapted: an update
-# of rank r would have more parameters than the layer.
+# Linear layers by what they do. A ConvNeXt's depthwise convolutions are never adapted: an update of rank r would have
+# more parameters than the layer.
 TARGETS: dict[str, tuple[str, ...]] = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("up_proj", "down_proj", "pointwise_conv1", "pointwise_conv2"),
@@ -85,10 +84,8 @@ def lora_config(
 
     LoRA adapts linear layers of the EUPE encoder, wherever it sits in the model. Everything but the encoder is new: it
     is trained in full and saved with the adapter, batch-norm statistics included. A frozen head is left out: the base
-    that you load the adapter on must have it.
-
-    For several adapters with heads of one shape, add one adapter each and switch with `set_adapter`. Heads of other
-    shapes need a multi-task model, with `modules_to_save=["heads.NAME"]` for the adapter of each.
+    that you load the adapter on must have it. To switch between tasks (`set_adapter`) add one adapter each; heads of
+    different shapes need a multi-task model, with `modules_to_save=["heads.NAME"]` for the adapter of each.
 
     Args:
         model: An encoder, a task model, a multi-task model, or a decoder of transformers on `EupeBackbone`; or one of
@@ -96,16 +93,12 @@ def lora_config(
         r: Rank of the updates.
         alpha: Scale of the updates, by default `r`: they are multiplied by alpha / r, or alpha / sqrt(r) with
             `use_rslora`.
-        targets: "attention" (the ViTs' query, key, value and output projections), "mlp" (the ViTs' MLPs, the
-            ConvNeXts' pointwise layers), "all", or names of layers ("q_proj", ...). By default "attention" for a ViT
-            and "mlp" for a ConvNeXt.
+        targets: "attention" (a ViT's query, key, value and output projections; its default), "mlp" (a ViT's MLPs, a
+            ConvNeXt's pointwise layers; its default), "all", or names of layers ("q_proj", ...).
         dropout: Share of each update's inputs that is dropped in training.
         use_dora: Weight-decomposed updates (DoRA, arXiv 2402.09353): slower, often better at small ranks.
         use_rslora: Rank-stabilised scale (arXiv 2312.03732): for large ranks.
         **kwargs: Other fields of `peft.LoraConfig`. `modules_to_save` replaces the new parts.
-
-    Returns:
-        The configuration.
 
     Raises:
         ValueError: The model has no EUPE encoder, a target matches none of its layers (the message lists them), or
@@ -149,11 +142,8 @@ def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> p
 
     Args:
         source: Folder or Hub repository of an adapter that was made with `lora_config`.
-        is_trainable: Whether adapter and head will be trained on.
+        is_trainable: Whether adapter and head will be trained on; the model comes in eval mode all the same.
         **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder` of the adapter.
-
-    Returns:
-        The model, in eval mode.
 
     Raises:
         OSError: The base was not found.

@@ -20,6 +20,9 @@ from .modeling_eupe_saving import EupeSavingMixin
 from .modeling_eupe_vit import EupeViTEncoder, warn_of_prefix_tokens
 
 
+_PROCESSOR = "The image processor makes them from pictures: processor(images, return_tensors='pt')."
+
+
 class EupePreTrainedModel(EupeLoadingMixin, EupeSavingMixin, PreTrainedModel):
     """What all EUPE models share: loading that never leaves an encoder random, and saving that is complete."""
 
@@ -46,8 +49,8 @@ class EupePreTrainedModel(EupeLoadingMixin, EupeSavingMixin, PreTrainedModel):
         return self.base_model.encoder.get_input_embeddings()
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For classes outside its tree transformers passes over modules without parameters of their own, heads included,
-        # in case their initialisation overwrites what was loaded. Ours asks each parameter.
+        # For classes outside its tree transformers passes over modules without parameters of their own, also heads, in
+        # case their initialisation overwrites what was loaded. Ours asks each parameter.
         super()._initialize_weights(module)
 
     @torch.no_grad()
@@ -73,23 +76,15 @@ class _EupeEncoderModel(EupePreTrainedModel):
         self.post_init()
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Refuse what cannot be an image batch with a sentence, and cast to the dtype of the weights."""
-        channels, stride = self.config.num_channels, self.config.patch_size
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"pixel_values must be (batch, {channels}, height, width), got {tuple(pixel_values.shape)}. The image "
-                "processor makes them from pictures: processor(images, return_tensors='pt')."
-            )
+        """Refuse what cannot be an image batch, and cast to the dtype of the weights."""
+        channels, stride, shape = self.config.num_channels, self.config.patch_size, tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != channels:
+            raise ValueError(f"pixel_values must be (batch, {channels}, height, width), got {shape}. {_PROCESSOR}")
         if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be normalised floats, got {pixel_values.dtype}. Pass raw pictures through the "
-                "image processor: processor(images, return_tensors='pt')."
-            )
-        if pixel_values.shape[2] < stride or pixel_values.shape[3] < stride:
-            raise ValueError(
-                f"pixel_values must be at least {stride} x {stride} pixels, one patch, got "
-                f"{pixel_values.shape[2]} x {pixel_values.shape[3]}."
-            )
+            raise ValueError(f"pixel_values must be normalised floats, got {pixel_values.dtype}. {_PROCESSOR}")
+        if shape[2] < stride or shape[3] < stride:
+            got = f"{shape[2]} x {shape[3]}"
+            raise ValueError(f"pixel_values must be at least {stride} x {stride} pixels, one patch, got {got}.")
         return pixel_values.to(self.norm.weight.dtype)
 
 
@@ -133,8 +128,8 @@ class EupeModel(_EupeEncoderModel):
         Returns:
             `last_hidden_state` (B, tokens, C): all tokens after the final norm, `config.num_prefix_tokens` of them
             (class token, then registers) before the patches in row-major order; a ConvNeXt has only its grid.
-            `pooler_output` (B, C): the global feature, that is the normed class token, or for a ConvNeXt the norm of
-            the mean over the last stage. `hidden_states` on request: embeddings and each block's output before the
+            `pooler_output` (B, C): the global feature: the normed class token, or for a ConvNeXt the norm of the mean
+            over the last stage. `hidden_states` on request: embeddings and each block's output before the
             final norm (B, tokens, C), or for a ConvNeXt stem and stages (B, C, H, W). `attentions` on request, ViT
             only: (B, heads, tokens, tokens) per block.
 
@@ -153,12 +148,8 @@ class EupeModel(_EupeEncoderModel):
             outputs = self.encoder(pixel_values, **kwargs)
             grid = outputs.last_hidden_state.flatten(2).transpose(1, 2)  # (B, H * W, C)
             pooled, tokens = self.norm(grid.mean(dim=1)), self.norm(grid)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=tokens,
-            pooler_output=pooled,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        states, attentions = outputs.hidden_states, outputs.attentions
+        return BaseModelOutputWithPooling(tokens, pooled, hidden_states=states, attentions=attentions)
 
     def attention_maps(
         self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), queries: Sequence[int] | None = None
@@ -168,8 +159,8 @@ class EupeModel(_EupeEncoderModel):
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
             layers: Blocks, counted from 0; negative ones from the end.
-            queries: Tokens whose attention is wanted, e.g. `[0]` for the class token alone; default all. The whole
-                matrix of one block of eupe-b at 1024 pixels takes 0.8 GB in float32.
+            queries: Tokens whose attention you want, e.g. `[0]` for the class token alone; default all. The matrix of
+                one block of eupe-b at 1024 pixels takes 0.8 GB in float32.
 
         Returns:
             One (B, heads, queries, tokens) per entry of `layers`, rows summing to 1. Tokens count the prefix: patch
@@ -189,7 +180,7 @@ class EupeModel(_EupeEncoderModel):
 
 @dataclass
 class EupeBackboneOutput(BackboneOutput):
-    """Output of `EupeBackbone`: that of transformers' backbones, and the global feature of each chosen stage.
+    """transformers' `BackboneOutput`, and the global feature of each chosen stage.
 
     Args:
         cls_tokens: With `config.return_class_token`: one (B, C) per feature map, the class token, or for a ConvNeXt

@@ -16,8 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available
 
 
-# In the folder of an adapter: the configuration of the model that it was trained on. It must not be named config.json,
-# or transformers would take the folder for a complete model.
+# The model's configuration in the folder of its adapter: with a config.json the folder would pass for a whole model.
 ADAPTER_CONFIG_NAME = "eupe_config.json"
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of all names in that file
@@ -27,10 +26,10 @@ _ENCODERS = frozenset(("EupeModel", "EupeBackbone"))  # the bare encoder, with t
 
 @dataclass
 class Adapter:
-    """A folder, or repository on the Hub, with an adapter that peft saved.
+    """An adapter that peft saved.
 
     Args:
-        source: The folder or repository.
+        source: Its folder, or repository on the Hub.
         options: `revision`, `token`, ..., of `transformers.utils.cached_file`.
         is_resolved: `from_pretrained` was called with the base, because an Auto class has already found it.
     """
@@ -80,7 +79,7 @@ class Adapter:
         """
         if (saved := self.architecture) is None:
             return None
-        names = {known.__name__ for known in model_class.__mro__}  # a subclass of the class will do
+        names = {known.__name__ for known in model_class.__mro__}  # a subclass will do
         if saved not in names and not (saved in _ENCODERS and names & _ENCODERS):
             raise ValueError(
                 f"The adapter {self.source} was trained on an {saved} and cannot be loaded as "
@@ -106,11 +105,7 @@ class Adapter:
             ) from error
 
     def check(self, model: nn.Module) -> None:
-        """Refuse an adapter that does not fit a model, before anything is loaded.
-
-        Raises:
-            ValueError: The model lacks layers of the adapter, or has them in other sizes. Or the file is damaged.
-        """
+        """Refuse with a `ValueError` an adapter for layers that a model lacks or has in other sizes."""
         for name, shape in self.shapes().items():
             layer, _, part = name.partition(".lora_")
             try:
