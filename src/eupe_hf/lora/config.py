@@ -52,7 +52,6 @@ TARGETS["all"] = TARGETS["attention"] + TARGETS["mlp"]
 # What peft adapts by default: as for other ViTs, and in a ConvNeXt the pointwise layers.
 _DEFAULTS = ("q_proj", "v_proj", "pointwise_conv1", "pointwise_conv2")
 _MODEL_TYPES = ("eupe", "eupe_multitask", "eupe_pyramid")
-_MARK = "_answers_short_names"
 
 
 class EupeLoraConfig(peft.LoraConfig):
@@ -256,15 +255,10 @@ def register() -> None:
     """Give peft the default targets of EUPE models, and answer for short names, which are not on the Hub."""
     for model_type in _MODEL_TYPES:
         constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type] = list(_DEFAULTS)
-    original = save_and_load.check_file_exists_on_hf_hub
-    if _MARK in vars(original):
-        return
-
-    def check_file_exists_on_hf_hub(repo_id: str, filename: str, **kwargs: Any) -> bool | None:
-        return False if repo_id in VARIANTS else original(repo_id, filename, **kwargs)
-
-    vars(check_file_exists_on_hf_hub)[_MARK] = True
-    save_and_load.check_file_exists_on_hf_hub = check_file_exists_on_hf_hub
+    ask = save_and_load.check_file_exists_on_hf_hub
+    save_and_load.check_file_exists_on_hf_hub = lambda name, *args, **kwargs: (
+        name not in VARIANTS and ask(name, *args, **kwargs)
+    )
 
 
 register()
