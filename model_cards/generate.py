@@ -17,7 +17,7 @@ from jinja2 import Environment, meta
 
 from eupe_hf.conversion.checkpoints import dinov3_config
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE, EupeConfig
-from eupe_hf.models.modeling_eupe_saving import LICENSE_TEXT
+from eupe_hf.models.modeling_eupe_cards import LICENSE_TEXT
 from eupe_hf.variants import VARIANTS, variant_config
 
 

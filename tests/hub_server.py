@@ -1,9 +1,9 @@
 """A Hugging Face Hub on 127.0.0.1, for tests that want the real client and no network.
 
 [`HubServer`] keeps model repositories in memory and answers the part of the Hub's HTTP protocol that `huggingface_hub`
-and transformers' `from_pretrained` and `push_to_hub` speak. What it does not know it answers with 501, so that a call
-nobody thought of fails instead of passing by accident. To point a client at it, [`hub_environment`] makes the
-environment of a subprocess and [`use_hub`] serves this process.
+and transformers' `from_pretrained` and `push_to_hub` speak. It answers anything else with 501, so that an unexpected
+call fails instead of passing by accident. To point a client at it, [`hub_environment`] makes the environment of a
+subprocess and [`use_hub`] serves this process.
 
 Known differences from the Hub: a new repository starts empty (the Hub adds `.gitattributes`), a valid token may read
 and write every repository, a tree listing has files and no folders, LFS files come from the same address instead of
@@ -340,7 +340,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if self.token and self.token not in self.hub.tokens:
             raise HubError(401, None, "Invalid credentials in Authorization header")
         if not self.token and route in TOKEN_NEEDED:
-            # The client by itself reads a 401 as "no such repository" at https addresses only, hence the code.
+            # The client reads a 401 as "no such repository" at https addresses only, hence the code.
             raise HubError(401, "RepoNotFound" if "repo_id" in arguments else None, "Invalid username or password.")
         return getattr(self, route)(**arguments)
 

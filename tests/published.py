@@ -22,9 +22,23 @@ REPO, FILE = "facebook/EUPE-ViT-T", "EUPE-ViT-T.pt"
 URL = f"/{REPO}/resolve/main"
 # What a load by the name "eupe-t" asks of the Hub where the cache is empty.
 FETCHED = [("HEAD", f"{URL}/config.json"), ("HEAD", f"{URL}/{FILE}"), ("GET", f"{URL}/{FILE}")]
-CODE_FILES = {"configuration_eupe.py", "image_processing_eupe.py", "modeling_eupe.py"}
-CODE_FILES |= {"modeling_eupe_vit.py", "modeling_eupe_convnext.py", "post_processing_eupe.py"}
-CODE_FILES |= {"image_processing_eupe_targets.py", "modeling_eupe_adapter.py", "modeling_eupe_saving.py"}
+# The files that travel to the Hub: all of `models/`.
+TRAVELLING = sorted((Path(eupe_hf.__file__).parent / "models").glob("[!_]*.py"))
+
+
+def code_files(name: str) -> set[str]:
+    """A travelling file and those that it imports: what a folder needs to load its classes without the package."""
+    found, waiting = set(), [f"{name}.py"]
+    while waiting:
+        found.add(file := waiting.pop())
+        lines = (TRAVELLING[0].parent / file).read_text(encoding="utf-8").splitlines()
+        # as the Hub's loader finds them, but at the top level alone
+        imported = {f"{line.split()[1][1:]}.py" for line in lines if line.startswith("from .")}
+        waiting += imported - found
+    return found
+
+
+CODE_FILES = code_files("modeling_eupe")
 SAVED_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} | CODE_FILES
 
 

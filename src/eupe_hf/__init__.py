@@ -1,8 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """EUPE, Meta's Efficient Universal Perception Encoder, at home in Hugging Face transformers.
 
-Importing the package registers its classes with transformers' Auto classes and teaches them the six short names, so
-that `AutoModel.from_pretrained("eupe-s")` works. See `eupe_hf.hub` for what that hook does and how to switch it off.
+Importing the package registers its classes with transformers' Auto classes and adds the six short names, so that
+`AutoModel.from_pretrained("eupe-s")` works. `eupe_hf.hub.short_names` says how to switch the names off.
 """
 
 import importlib
@@ -39,33 +39,28 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "CheckpointError": "conversion.checkpoints",
-    "EupeBackbone": "models.modeling_eupe",
-    "EupeConfig": "models.configuration_eupe",
-    "EupeForDepthEstimation": "models.modeling_eupe_depth",
-    "EupeForImageClassification": "models.modeling_eupe_image_classification",
-    "EupeForMultiTask": "models.modeling_eupe_multitask",
-    "EupeForObjectDetection": "models.modeling_eupe_detection",
-    "EupeForSegmentation": "models.modeling_eupe_segmentation",
-    "EupeImageProcessor": "models.image_processing_eupe",
-    "EupeImageProcessorPil": "models.image_processing_eupe",
-    "EupeLlavaConfig": "models.configuration_eupe_llava",
-    "EupeLlavaForConditionalGeneration": "models.modeling_eupe_llava",
-    "EupeLlavaModel": "models.modeling_eupe_llava",
-    "EupeLlavaProcessor": "models.processing_eupe_llava",
-    "EupeModel": "models.modeling_eupe",
-    "EupeMultiTaskConfig": "models.configuration_eupe_multitask",
-    "EupePreTrainedModel": "models.modeling_eupe",
-    "EupePyramidBackbone": "models.modeling_eupe_pyramid",
-    "EupePyramidConfig": "models.configuration_eupe_pyramid",
-    "VARIANTS": "variants",
-    "convert_checkpoint": "conversion.convert",
-    "convert_head": "conversion.convert",
-    "load_backbone_weights": "hub.decoders",
-    "variant_config": "variants",
+# the public names of each module
+_PUBLIC = {
+    "conversion.checkpoints": "CheckpointError",
+    "conversion.convert": "convert_checkpoint convert_head",
+    "hub.decoders": "load_backbone_weights",
+    "models.configuration_eupe": "EupeConfig",
+    "models.configuration_eupe_llava": "EupeLlavaConfig",
+    "models.configuration_eupe_multitask": "EupeMultiTaskConfig",
+    "models.configuration_eupe_pyramid": "EupePyramidConfig",
+    "models.image_processing_eupe": "EupeImageProcessor EupeImageProcessorPil",
+    "models.modeling_eupe": "EupeBackbone EupeModel EupePreTrainedModel",
+    "models.modeling_eupe_depth": "EupeForDepthEstimation",
+    "models.modeling_eupe_detection": "EupeForObjectDetection",
+    "models.modeling_eupe_image_classification": "EupeForImageClassification",
+    "models.modeling_eupe_llava": "EupeLlavaForConditionalGeneration EupeLlavaModel",
+    "models.modeling_eupe_multitask": "EupeForMultiTask",
+    "models.modeling_eupe_pyramid": "EupePyramidBackbone",
+    "models.modeling_eupe_segmentation": "EupeForSegmentation",
+    "models.processing_eupe_llava": "EupeLlavaProcessor",
+    "variants": "VARIANTS variant_config",
 }
-
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)
 
 

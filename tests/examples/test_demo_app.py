@@ -239,7 +239,7 @@ def test_no_weights_are_an_error_not_a_random_model(tmp_path: Path) -> None:
     command = [sys.executable, DEMO / "app.py"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("app.py: eupe-s is not to be had.") and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("app.py: eupe-s was not found.") and len(result.stderr.splitlines()) == 1
     assert result.stderr.endswith("To see the app without weights: --random eupe-t.\n")
 
 

@@ -196,10 +196,10 @@ def test_rt_detr_takes_three_strides_which_a_vit_does_not_have() -> None:
 
 def test_mask2former_warns_of_a_backbone_that_it_does_not_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """And works all the same, as the test above shows."""
-    told: list[str] = []
-    monkeypatch.setattr(configuration_mask2former.logger, "warning_once", told.append)
+    warnings: list[str] = []
+    monkeypatch.setattr(configuration_mask2former.logger, "warning_once", warnings.append)
     Mask2FormerConfig(backbone_config=pyramid_config("vit", [4, 8, 16, 32]))
-    assert told[0].startswith("Backbone eupe_pyramid is not a supported model and may not be compatible")
+    assert warnings[0].startswith("Backbone eupe_pyramid is not a supported model and may not be compatible")
 
 
 def test_short_name_as_backbone_is_looked_up_on_the_hub_and_not_found(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_model_without_one_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="This Linear has no EUPE encoder in it: build it with an EupeConfig"):
         load_backbone_weights(nn.Linear(2, 2), "eupe-t")
     pair = nn.ModuleDict({"left": upernet("vit"), "right": upernet("vit")})
-    with pytest.raises(ValueError, match=r"has 2 EUPE encoders \(left.backbone, right.backbone\): pass the part"):
+    with pytest.raises(ValueError, match=r"has 2 EUPE encoders \(left.backbone, right.backbone\): pass one part"):
         load_backbone_weights(pair, "eupe-t")
     with torch.device("meta"):
         model = EupePyramidBackbone(pyramid_config("vit", [8, 16]))

@@ -397,12 +397,12 @@ FAULTS: dict[str, tuple[Callable[[HubServer], Any], str]] = {
     "unavailable": (lambda hub: hub.fail(REPO, 503), "'503 Service Unavailable'"),
     "unavailable_body": (lambda hub: hub.fail(REPO, 503, method="GET"), "'503 Service Unavailable'"),
     "cut": (lambda hub: hub.cut_after(REPO, FILE, 9_999, times=None), "received 9999 bytes, expected"),
-    "wrong_digest": (lambda hub: hub.corrupt(REPO, FILE), "was damaged on its way: its sha256 is"),
+    "wrong_digest": (lambda hub: hub.corrupt(REPO, FILE), "was damaged during the download: its sha256 is"),
 }
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "forced no_repository", "forced unavailable"])
-def test_fault_is_told_and_leaves_nothing(server: HubServer, home: Path, waits: list[float], fault: str) -> None:
+def test_fault_is_reported_and_leaves_nothing(server: HubServer, home: Path, waits: list[float], fault: str) -> None:
     inject, cause = FAULTS[fault.removeprefix("forced ")]
     inject(server)
     with pytest.raises(OSError, match=f"^eupe-t .* {REPO} on the Hub: ") as caught:
@@ -415,7 +415,7 @@ def test_fault_is_told_and_leaves_nothing(server: HubServer, home: Path, waits: 
     assert_weights(EupeModel.from_pretrained("eupe-t"))
 
 
-def test_missing_file_and_revision_are_told(server: HubServer, home: Path) -> None:
+def test_missing_file_and_revision_are_reported(server: HubServer, home: Path) -> None:
     with pytest.raises(OSError, match=r"none for revision 'v9'; .*Revision Not Found.*\n.*/resolve/v9/EUPE-ViT-T.pt"):
         AutoModel.from_pretrained("eupe-t", revision="v9")
     server.commit(REPO, {FILE: None})
@@ -452,18 +452,18 @@ def test_wrong_file_behind_the_name_is_refused(server: HubServer, home: Path, wr
     assert_weights(AutoModel.from_pretrained("eupe-t"))
 
 
-def test_licence_is_told_once(server: HubServer, caplog: pytest.LogCaptureFixture) -> None:
-    def told() -> list[str]:
+def test_licence_is_named_once(server: HubServer, caplog: pytest.LogCaptureFixture) -> None:
+    def warnings() -> list[str]:
         return [record.message for record in caplog.records if "Noncommercial" in record.message]
 
     with caplog.at_level(logging.WARNING):
         AutoModel.from_pretrained("eupe-t")
-        [line] = told()
+        [line] = warnings()
         assert line.startswith("The weights of eupe-t come with the FAIR Noncommercial Research License")
         assert "\n" not in line
         AutoModel.from_pretrained("eupe-t")
         AutoBackbone.from_pretrained("eupe-t")
-    assert told() == [line]
+    assert warnings() == [line]
 
 
 # ---- the hook ----

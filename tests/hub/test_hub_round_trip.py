@@ -19,7 +19,7 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
 
 import eupe_hf
 from eupe_hf import EupeBackbone, EupeConfig, EupeImageProcessorPil, EupeModel
-from eupe_hf.models.modeling_eupe_saving import model_card
+from eupe_hf.models.modeling_eupe_cards import model_card
 
 
 CONFIGS = {
@@ -123,7 +123,7 @@ def test_card_names_the_licence_of_the_weights(tmp_path: Path) -> None:
     [
         ("eupe-convnext-t", "facebook/EUPE-ConvNeXt-T"),
         ("EUPE_ViTS16", "facebook/EUPE-ViT-S"),
-        ("somebody/model", "somebody/model"),
+        ("someone/model", "someone/model"),
         ("runs/", None),
         ("/runs/1", None),
         ("", None),
@@ -135,7 +135,7 @@ def test_card_names_the_repository_of_the_base(name: str, base_model: str | None
     assert model_card(model).data.base_model == base_model
 
 
-def test_saving_again_keeps_what_somebody_wrote(tmp_path: Path) -> None:
+def test_saving_again_keeps_what_you_wrote(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# My notes\n")
     (tmp_path / "train.py").write_text("pass\n")
     EupeImageProcessorPil(size={"height": 48, "width": 80}).save_pretrained(tmp_path)
@@ -157,12 +157,12 @@ def test_given_state_dict_is_what_is_saved(tmp_path: Path) -> None:
     assert read(tmp_path / "worker") == {}
 
 
-class SomebodysModel(EupeModel):
+class ForeignModel(EupeModel):
     """A subclass outside the package: its script must not be published with the weights."""
 
 
 def test_script_of_a_subclass_is_not_published(tmp_path: Path) -> None:
-    SomebodysModel(tiny("vit").config).save_pretrained(tmp_path)
+    ForeignModel(tiny("vit").config).save_pretrained(tmp_path)
     assert set(read(tmp_path)) == SAVED_FILES
 
 
@@ -274,15 +274,15 @@ def test_process_without_the_package_loads_saves_and_shares(server: HubServer, t
         expected[f"{family}-backbone-hub"] = outputs(backbone)
     poison(tmp_path / "vit", tmp_path / "poisoned")
 
-    told = run_isolated(FIRST, tmp_path, server)
+    printed = run_isolated(FIRST, tmp_path, server)
     pixels = AutoImageProcessor.from_pretrained(tmp_path / "vit")(
         torch.arange(50 * 70 * 3).to(torch.uint8).reshape(50, 70, 3).numpy(), return_tensors="pt"
     )["pixel_values"]
     total = pixels.double().sum().item()
-    for family, lines in zip(CONFIGS, (told[:3], told[3:6]), strict=True):
+    for family, lines in zip(CONFIGS, (printed[:3], printed[3:6]), strict=True):
         assert lines[:2] == [[family, total, [1, 3, 64, 64]]] * 2
         assert all("trust_remote_code=True" in refusal for refusal in lines[2])
-    assert told[6] == "the code of the folder ran"
+    assert printed[6] == "the code of the folder ran"
 
     again = tmp_path / "again"
     for family in CONFIGS:
@@ -364,13 +364,13 @@ def test_saving_with_push_uploads_the_same_files(server: HubServer, tmp_path: Pa
 def test_card_on_the_hub_is_kept_and_completed(server: HubServer) -> None:
     text = "# Mine\n\nTrained on leaves.\n"
     server.add_repo("me/bare", {"README.md": text.encode()})
-    server.add_repo("me/told", {"README.md": f"---\nlicense: cc-by-4.0\ntags:\n- leaves\n---\n{text}".encode()})
+    server.add_repo("me/licensed", {"README.md": f"---\nlicense: cc-by-4.0\ntags:\n- leaves\n---\n{text}".encode()})
     server.add_repo("me/other", {"README.md": f"---\ndatasets:\n- me/leaves\n---\n{text}".encode()})
-    for name in ("bare", "told", "other"):
+    for name in ("bare", "licensed", "other"):
         tiny("vit").push_to_hub(f"me/{name}")
         assert ModelCard(server.files(f"me/{name}")["README.md"].decode()).text.lstrip() == text
     assert metadata(server, "me/bare") == LICENSE
-    assert metadata(server, "me/told") == {"license": "cc-by-4.0", "tags": ["leaves"]}
+    assert metadata(server, "me/licensed") == {"license": "cc-by-4.0", "tags": ["leaves"]}
     assert metadata(server, "me/other") == {"datasets": ["me/leaves"], **LICENSE}
 
 

@@ -262,7 +262,7 @@ def test_download_cut_each_time_raises_and_leaves_nothing(server: HubServer, wai
 
 
 def test_corrupt_body_is_cached_under_the_advertised_hash(server: HubServer) -> None:
-    """The client compares sizes and no hashes, so whoever trusts a download has to hash it."""
+    """The client compares sizes, not hashes: to trust a download you have to hash it."""
     server.corrupt(REPO, "EUPE-ViT-S.pt")
     path = Path(hf_hub_download(REPO, "EUPE-ViT-S.pt"))
     assert path.resolve().name == hashlib.sha256(WEIGHTS).hexdigest()

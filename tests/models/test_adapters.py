@@ -86,7 +86,7 @@ def test_adapter_comes_back_bit_equal(family: str, task: type, tmp_path: Path, b
 def test_kinds_of_lora_come_back_and_merge(family: str, options: dict, tmp_path: Path, bases: dict[str, Path]) -> None:
     model = EupeForImageClassification.from_pretrained(bases[family], num_labels=3)
     config = lora_config(model, **{"r": 2, "targets": "all"} | options)
-    assert config.lora_alpha == (4 if config.use_rslora else 2 * config.r)
+    assert config.lora_alpha == config.r
     wrapped = trained(model, config)
     expected = answer(wrapped)
     wrapped.save_pretrained(tmp_path)
@@ -311,7 +311,7 @@ def test_adapter_that_does_not_fit_is_refused(family: str, tmp_path: Path, bases
             with pytest.raises(ValueError, match=reason):
                 load(folder)
     deeper = EupeForImageClassification(tiny_config(family, num_labels=3, **sizes[family][1]))
-    with pytest.raises(ValueError, match="it has nothing for"):
+    with pytest.raises(ValueError, match=r"it lacks \d+ tensors"):
         deeper.load_adapter(folder)
 
 
@@ -319,7 +319,7 @@ def test_missing_base_is_explained(tmp_path: Path, bases: dict[str, Path]) -> No
     folder = saved_adapter("vit", bases["vit"], tmp_path / "adapter")
     rebase(folder, str(tmp_path / "gone"))
     for load in (EupeForImageClassification.from_pretrained, load_peft_model):
-        with pytest.raises(OSError, match=r"is for .*gone.*not to be had(.|\n)*base_model_name_or_path"):
+        with pytest.raises(OSError, match=r"is for .*gone.*was not found(.|\n)*base_model_name_or_path"):
             load(folder, local_files_only=True)
     with pytest.raises(OSError, match="gone"):
         AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
@@ -392,7 +392,7 @@ def test_card_says_what_it_is(tmp_path: Path) -> None:
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "image-segmentation"
     assert card.data.base_model == "facebook/EUPE-ViT-S" and {"eupe", "lora"} <= set(card.data.tags)
     assert "More Information Needed" not in card.text
-    for text in ("EupeForSegmentation", "DoRA, rank 4, alpha 8", "down_proj, k_proj", "Trained in full: head",
+    for text in ("EupeForSegmentation", "DoRA, rank 4, alpha 4", "down_proj, k_proj", "Trained in full: head",
                  "AutoModelForSemanticSegmentation", "merge_and_unload", "FAIR Noncommercial"):  # fmt: skip
         assert text in card.text, text
     # with what a recipe knows
@@ -409,7 +409,7 @@ def test_card_says_what_it_is(tmp_path: Path) -> None:
     assert card.data.base_model == "facebook/EUPE-ViT-S" and card.data.license == "other"
 
 
-def test_card_of_somebody_is_kept_and_gets_the_licence(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_card_that_you_wrote_is_kept_and_gets_the_licence(tmp_path: Path, bases: dict[str, Path]) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nMy words.\n")
     model = EupeModel.from_pretrained(bases["vit"])
     peft.get_peft_model(model, lora_config(model, r=2)).save_pretrained(tmp_path)

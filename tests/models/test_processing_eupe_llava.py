@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import FAMILIES, ROOT
 from PIL import Image
+from published import code_files
 from transformers import AutoProcessor, TextIteratorStreamer, pipeline
 from vlm_common import make_tokenizer, make_vlm
 
@@ -19,8 +20,6 @@ from eupe_hf import EupeLlavaProcessor
 
 
 PHOTO = ROOT / "examples" / "images" / "coffee.jpg"
-CODE_FILES = {"image_processing_eupe.py", "image_processing_eupe_targets.py", "post_processing_eupe.py"}
-CODE_FILES |= {"configuration_eupe.py", "processing_eupe_llava.py"}
 
 
 def ask(question: str, *images: Any) -> list[dict[str, Any]]:
@@ -139,7 +138,7 @@ def test_streamer_gives_what_generate_gives() -> None:
 def test_saved_processor_is_complete_and_equal(tmp_path: Path, family: str) -> None:
     _, processor = make_vlm(family, scale_factor=2)
     processor.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == CODE_FILES
+    assert {path.name for path in tmp_path.glob("*.py")} == code_files("processing_eupe_llava")
     config = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
     assert config["auto_map"] == {"AutoProcessor": "processing_eupe_llava.EupeLlavaProcessor"}
     assert config["image_processor"]["auto_map"]["AutoImageProcessor"]["pil"].endswith("EupeImageProcessorPil")

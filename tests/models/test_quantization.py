@@ -25,7 +25,7 @@ from transformers import AutoModelForImageClassification, BitsAndBytesConfig
 from eupe_hf import EupeForImageClassification, EupeForMultiTask, EupeForSegmentation, EupeModel
 from eupe_hf.hub import short_names as hub
 from eupe_hf.lora import load_peft_model, lora_config
-from eupe_hf.models.modeling_eupe_adapter import without_heads
+from eupe_hf.models.modeling_eupe_loading import without_heads
 from eupe_hf.training import parse_recipe
 
 

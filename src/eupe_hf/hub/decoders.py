@@ -2,20 +2,19 @@
 """EUPE as the backbone of transformers' decoders: UperNet, DPT, Mask2Former, RT-DETR v2, and others of that kind.
 
 A decoder takes `backbone_config=variant_config("eupe-s", out_indices=[...])`. transformers builds the backbone from
-that configuration, with random weights and without a word; `load_backbone_weights` puts pretrained ones there. Images
-are prepared by this package's image processor: of the decoders' own, DPT's normalises otherwise, RT-DETR's not at all.
+that configuration with random weights and does not say so; `load_backbone_weights` loads pretrained ones. Prepare
+images with this package's image processor: DPT's own normalises with other statistics, RT-DETR's not at all.
 
 - UperNet takes four stages of either family.
-- DPT takes tokens, so a ViT alone: `reshape_hidden_states=False` gives it class token and patches without registers.
-  It has no loss of its own. For a ConvNeXt the nearest is `EupeForDepthEstimation`.
-- Mask2Former (strides 4 to 32) and RT-DETR v2 (8 to 32) want maps of several strides: a ConvNeXt has them, a ViT gets
+- DPT takes a ViT with `reshape_hidden_states=False`: class token and patches without registers. It has no loss of its
+  own. For a ConvNeXt use `EupeForDepthEstimation`.
+- Mask2Former (strides 4 to 32) and RT-DETR v2 (8 to 32) take maps of several strides: a ConvNeXt has them, a ViT gets
   them from an `EupePyramidConfig`. Mask2Former warns that it does not list the backbone, and works.
 - The old `backbone="eupe-s"` does not work: transformers looks for that name on the Hub and in timm.
 
-A decoder that was saved is loaded by its own class or its Auto class, in a process that has imported `eupe_hf`. In one
-that has not, transformers fails with `KeyError: 'eupe'` (or 'eupe_pyramid'), and `trust_remote_code` does not help: it
-fetches the code of a whole model, which here is transformers' own, never that of a part. Nor does transformers write
-the licence of EUPE's weights into the card of a decoder that holds them: `decoder_card` makes one with it.
+Load a saved decoder with its own class or its Auto class, in a process that has imported `eupe_hf`. Otherwise
+transformers fails with `KeyError: 'eupe'` (or 'eupe_pyramid'); `trust_remote_code` fetches the code of whole models,
+never of a part. `decoder_card` makes a card with the licence of EUPE's weights, which transformers leaves out.
 """
 
 import os
@@ -29,17 +28,14 @@ from eupe_hf.conversion.checkpoints import load_checkpoint
 from eupe_hf.conversion.layouts import StateDict
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
-from eupe_hf.models.modeling_eupe_saving import encoder_in_words, hub_id, new_card
+from eupe_hf.models.modeling_eupe_cards import encoder_in_words, hub_id, new_card
 from eupe_hf.variants import VARIANTS, find_variant
 
 from .fetch import fetch
 
 
 _Model = TypeVar("_Model", bound=nn.Module)
-
-
-# What the weights were trained for. The rest of a configuration says how the features are used, which the decoder may
-# choose for itself.
+# What the weights fix. The rest of a configuration says how the features are used, which the decoder may choose.
 _ARCHITECTURE = (
     "backbone_type", "num_channels", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "num_register_tokens", "rope_theta", "rope_periods", "depths", "hidden_sizes", "hidden_act",
@@ -48,23 +44,19 @@ _ARCHITECTURE = (
 
 
 def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwargs: Any) -> _Model:
-    """Put pretrained weights into the EUPE encoder inside a model, whatever else the model consists of.
-
-    Every weight of the encoder is replaced, in the dtype and on the device that it has there; nothing else is touched.
+    """Load pretrained weights into the EUPE encoder inside a model, in the encoder's dtype and on its device.
 
     Args:
-        model: A model that has one EUPE encoder in it, such as transformers' decoders with an EUPE `backbone_config`.
+        model: A model with one EUPE encoder, such as transformers' decoders with an EUPE `backbone_config`. It is
+            also what is returned.
         name_or_path: A short name ("eupe-s"), a file or folder in any of the three layouts, or a repository on the
-            Hub that holds an EUPE model of this package.
+            Hub with an EUPE model of this package.
         **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, as in `from_pretrained`.
-
-    Returns:
-        The model.
 
     Raises:
         ValueError: The model has no EUPE encoder, or several, or one of another architecture; the message names the
             fields that differ. Or the checkpoint is incomplete (`CheckpointError`).
-        OSError: The weights are not to be had.
+        OSError: The weights were not found.
 
     Example:
 
@@ -88,26 +80,21 @@ def load_backbone_weights(model: _Model, name_or_path: str | os.PathLike, **kwar
         if (ours := getattr(encoder.config, name)) != (theirs := getattr(config, name))
     ]
     if differences:
+        variant = find_variant(os.fspath(name_or_path))
+        wanted = f"variant_config({variant.name!r})" if variant else "the configuration beside the weights"
         raise ValueError(
-            f"The encoder in this {type(model).__name__} is not that of {name_or_path}; it differs in "
-            f"{', '.join(differences)}. Build the model with "
-            f"{_config_call(name_or_path)} as its backbone_config, then load."
+            f"The encoder in this {type(model).__name__} does not fit {name_or_path}: it differs in "
+            f"{', '.join(differences)}. Build the model with {wanted} as its backbone_config, then load."
         )
     encoder.load_state_dict(state)
     return model
 
 
 def decoder_card(model: nn.Module) -> ModelCard:
-    """A minimal card of a decoder with an EUPE encoder in it: how to load it, and the licence of EUPE's weights.
+    """A card of a decoder with one EUPE encoder in it: how to load it, and the licence of EUPE's weights.
 
-    transformers saves a decoder without a card, and pushes it with one of its own that names no licence.
-
-    Args:
-        model: A model that has one EUPE encoder in it.
-
-    Returns:
-        The card: `decoder_card(model).save(f"{folder}/README.md")` beside a model that was saved, or
-        `decoder_card(model).push_to_hub(repo_id)` once it is pushed.
+    Save it beside a saved model, `decoder_card(model).save(f"{folder}/README.md")`, or push it after the model,
+    `decoder_card(model).push_to_hub(repo_id)`.
 
     Raises:
         ValueError: The model has no EUPE encoder, or several.
@@ -127,34 +114,25 @@ model = {name}.from_pretrained("PATH")""",
 
 
 def _find_encoder(model: nn.Module) -> EupeBackbone | EupeModel:
-    encoders = {
-        name: module for name, module in model.named_modules() if isinstance(module, (EupeBackbone, EupeModel))
-    }
+    encoders = {name: part for name, part in model.named_modules() if isinstance(part, (EupeBackbone, EupeModel))}
     if not encoders:
         raise ValueError(
             f"This {type(model).__name__} has no EUPE encoder in it: build it with an EupeConfig or EupePyramidConfig "
             f"as its backbone_config, for example variant_config({next(iter(VARIANTS))!r})."
         )
     if len(encoders) > 1:
-        raise ValueError(
-            f"This {type(model).__name__} has {len(encoders)} EUPE encoders ({', '.join(encoders)}): pass the part "
-            "that is meant."
-        )
+        names = f"{len(encoders)} EUPE encoders ({', '.join(encoders)})"
+        raise ValueError(f"This {type(model).__name__} has {names}: pass one part.")
     return next(iter(encoders.values()))
 
 
 def _read(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[StateDict, EupeConfig]:
-    """Weights by their names in `EupeModel`, all of them, and their architecture."""
+    """All weights by their names in `EupeModel`, and their configuration."""
     if not Path(name_or_path).exists():
         if find_variant(os.fspath(name_or_path)) is None:
-            # loads nothing incomplete, and explains a name that leads nowhere
+            # refuses incomplete models, and explains a wrong name
             model = EupeModel.from_pretrained(name_or_path, dtype="auto", **kwargs)
             return model.state_dict(), model.config
         name_or_path = fetch(os.fspath(name_or_path), **kwargs)
     checkpoint = load_checkpoint(name_or_path)
     return checkpoint.state, checkpoint.config
-
-
-def _config_call(name_or_path: str | os.PathLike) -> str:
-    variant = find_variant(os.fspath(name_or_path))
-    return f"variant_config({variant.name!r})" if variant is not None else "the configuration that lies with them"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -22,17 +23,10 @@ from eupe_hf.variants import Variant, get_variant
 logger = logging.get_logger(__name__)
 
 
-# Arguments of `from_pretrained` that say where to look; they are spent once the folder is known.
-_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-
-
+# Arguments of `from_pretrained` that say where to look: of no use once the folder is known.
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _DINOV3_TYPES = ("dinov3_vit", "dinov3_convnext")
-
-
 _OWN_LAYOUT = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME]
-
-
-# ---- finding a model ----
 
 
 def fetch(
@@ -44,42 +38,39 @@ def fetch(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """Folder of a published encoder in this package's layout, downloaded and converted if need be.
+    """Folder of a published encoder in this package's layout, downloaded and converted if necessary.
 
-    Looked for in this order: a folder of that name in the working directory; a model converted before; the Hub
-    repository, be it in this package's layout, in that of transformers' DINOv3, or the raw `.pt` alone. A conversion
-    is kept below the Hugging Face home, by revision and digest of the file, and made once, also where two processes
-    start at once. What was converted before is taken without asking the Hub again; `force_download=True` asks.
+    The order: a folder of that name in the working directory; a model converted before; the Hub repository, which may
+    hold this package's layout, that of transformers' DINOv3, or only the raw `.pt`. A conversion is kept below the
+    Hugging Face home by revision and digest of the file, and made once even if two processes start together. A model
+    converted before is used without a request to the Hub, unless you pass `force_download=True`.
 
     Args:
         name: A name of one of the six models, see `variant_config`.
         revision: Branch, tag or commit of the Hub repository; `None` is "main".
         token: Token for the Hub; `None` takes the stored one.
         cache_dir: Cache of downloads and conversions in place of the default.
-        local_files_only: Do not ask the Hub.
-        force_download: Download and convert anew.
-
-    Returns:
-        The folder.
+        local_files_only: Send no request to the Hub.
+        force_download: Download and convert again.
 
     Raises:
-        ValueError: Unknown name, or a checkpoint that is not this model (`CheckpointError`).
-        OSError: Not to be had; the message says what was tried, and how to do it by hand.
+        ValueError: Unknown name, or a checkpoint of another model (`CheckpointError`).
+        OSError: The model was not found; the message says what was tried, and how to convert it by hand.
     """
     if Path(name).is_dir():
         return Path(name)
     variant = get_variant(name)
-    # Absolute, as huggingface_hub makes it: what is written down in the cache holds in any working directory.
+    # absolute: paths in the cache hold in any working directory
     root = Path(constants.HF_HOME if cache_dir is None else cache_dir).expanduser().resolve()
     store = root / "eupe-hf" / variant.name
     reference = store / "refs" / quote(revision or "main", safe="")
-    if not force_download and (folder := _converted(store, reference)):
+    if not force_download and (folder := _converted(reference)):
         return folder
     store.mkdir(parents=True, exist_ok=True)
-    arguments = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
-    arguments["local_files_only"] = local_files_only
+    given = (revision, token, cache_dir, local_files_only, force_download)
+    arguments = dict(zip(HUB_ARGUMENTS, given, strict=True))
     with WeakFileLock(store / ".lock"):
-        if not force_download and (folder := _converted(store, reference)):
+        if not force_download and (folder := _converted(reference)):
             return folder  # another process made it while this one waited
         try:
             source = _download(variant, arguments)
@@ -98,12 +89,9 @@ def fetch(
     return folder
 
 
-def _converted(store: Path, reference: Path) -> Path | None:
-    if reference.is_file():
-        folder = Path(reference.read_text(encoding="utf-8"))
-        if _is_complete(folder):
-            return folder
-    return None
+def _converted(reference: Path) -> Path | None:
+    folder = Path(reference.read_text(encoding="utf-8")) if reference.is_file() else None
+    return folder if folder is not None and _is_complete(folder) else None
 
 
 def _is_complete(folder: Path) -> bool:
@@ -111,17 +99,15 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _download(variant: Variant, arguments: dict[str, Any]) -> Path:
-    """File with the weights in another layout; or the folder, where the repository is in ours."""
+    """File with the weights in another layout; or the folder, if the repository has ours."""
     try:
         config = Path(hf_hub_download(variant.repo_id, CONFIG_NAME, **arguments))
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except LocalEntryNotFoundError:
-        # The Hub was not reached, or must not be asked: the raw file may be in the cache all the same.
+        # No answer from the Hub, or no request allowed: the raw file may be in the cache all the same.
         arguments = {**arguments, "local_files_only": True, "force_download": False}
-        try:
+        with suppress(LocalEntryNotFoundError):
             return _checked(hf_hub_download(variant.repo_id, variant.raw_file, **arguments))
-        except LocalEntryNotFoundError:
-            pass
         raise
     except EntryNotFoundError:
         model_type = None
@@ -136,11 +122,8 @@ def _download(variant: Variant, arguments: dict[str, Any]) -> Path:
 
 
 def _checked(path: str | Path) -> Path:
-    """Compare a download with its digest, which huggingface_hub does not do.
-
-    A large file's entity tag is its sha256, and the cache names the file after it. Where the cache cannot link files
-    there is nothing to compare with.
-    """
+    # huggingface_hub does not compare a download with its digest. A large file's entity tag is its sha256, after which
+    # the cache names the file; only a cache without links has other names.
     link = Path(path)
     blob = link.resolve()
     is_sha256 = len(blob.name) == 64 and set(blob.name) <= set("0123456789abcdef")
@@ -148,8 +131,8 @@ def _checked(path: str | Path) -> Path:
         blob.unlink()
         link.unlink(missing_ok=True)
         raise OSError(
-            f"{link.name} was damaged on its way: its sha256 is {found}, the Hub announced {blob.name}. It was "
-            "removed from the cache; load again to download it anew."
+            f"{link.name} was damaged during the download: its sha256 is {found}, the Hub announced {blob.name}. The "
+            "file was removed from the cache; load again to download it again."
         )
     return link
 
@@ -176,16 +159,16 @@ def _convert(variant: Variant, source: Path, store: Path) -> Path:
 
 
 def _not_found(variant: Variant, revision: str | None, store: Path, error: Exception) -> str:
-    # Where the client turns what happened into advice about connections, the cause says more.
+    # Where the client only gives advice about connections, the cause says more.
     is_advice = isinstance(error, (LocalEntryNotFoundError, ValueError)) and error.__cause__ is not None
-    told = error.__cause__ if is_advice else error
-    reason = shorten(str(told) or type(told).__name__, 400, placeholder=" ...")
+    cause = error.__cause__ if is_advice else error
+    reason = shorten(str(cause) or type(cause).__name__, 400, placeholder=" ...")
     file = variant.raw_file
     url = f"{constants.ENDPOINT}/{variant.repo_id}/resolve/{revision or 'main'}/{file}"
     return (
-        f"{variant.name} is not to be had. Tried: a folder {variant.name!r} here: none; a model converted before, in "
+        f"{variant.name} was not found. Tried: a folder {variant.name!r} here: none; a model converted before, in "
         f"{store}: none for revision {revision or 'main'!r}; {variant.repo_id} on the Hub: {reason}\nBy hand: "
         f"download {url}, then run\n"
         f'  python -c "import eupe_hf; eupe_hf.convert_checkpoint({file!r}, {variant.name!r})"\n'
-        f"where you load the model: from_pretrained({variant.name!r}) takes the folder this makes."
+        f"where you load the model: from_pretrained({variant.name!r}) takes the folder that this makes."
     )

@@ -1,18 +1,19 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Short names: what `from_pretrained("eupe-s")` means, and the one place where transformers is taught it.
+"""Short names: what `from_pretrained("eupe-s")` means, and the one place where transformers learns it.
 
-`import eupe_hf` calls `register`, which enters the package's classes with the Auto classes, tells the writers of model
-cards which repository each name stands for, and then installs the hook:
+`import eupe_hf` calls `register`, which enters the package's classes with the Auto classes, gives the writers of model
+cards the repository of each name, and then installs the hook:
 
-- `from_pretrained` of AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor and AutoTokenizer (which
-  pipelines try), AutoBackbone and of every Eupe class is wrapped: one of the six short names is replaced by the folder
-  that `fetch` gives, anything else goes through untouched. AutoModel and its siblings need no wrapper, they call
-  AutoConfig and the Eupe classes.
-- `resolve_revision`, `find_adapter_config_file` and `get_task`, with which transformers asks the Hub about a name
-  before it loads, answer for short names by themselves.
+- The package's own classes load through `EupeNamesMixin.load_by_name`. The hook answers there: any name of one of the
+  six models, its repository on the Hub included, becomes the folder that `fetch` returns.
+- AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoTokenizer (which pipelines try) and
+  AutoBackbone get a wrapper of `from_pretrained` that does the same for the six short names alone. AutoModel and its
+  siblings need none: they call AutoConfig and the package's classes.
+- transformers asks the Hub about a name before it loads, through `resolve_revision`, `find_adapter_config_file` and
+  `get_task`. For short names the hook answers.
 
-The hook may be installed twice without effect, and `remove_short_names` takes it out. With the environment variable
-EUPE_HF_NO_SHORT_NAMES=1 it is never installed; classes are registered all the same.
+Anything else goes through untouched. `remove_short_names` puts everything back. With EUPE_HF_NO_SHORT_NAMES=1 in the
+environment the hook is never installed; the classes are registered all the same.
 """
 
 import functools
@@ -22,56 +23,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoProcessor,
-)
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
-from transformers.utils import logging
 
-from eupe_hf.models.configuration_eupe import EupeConfig
-from eupe_hf.models.configuration_eupe_llava import EupeLlavaConfig
-from eupe_hf.models.configuration_eupe_multitask import EupeMultiTaskConfig
-from eupe_hf.models.configuration_eupe_pyramid import EupePyramidConfig
-from eupe_hf.models.image_processing_eupe import EupeImageProcessor, EupeImageProcessorPil
-from eupe_hf.models.modeling_eupe import EupePreTrainedModel
-from eupe_hf.models.processing_eupe_llava import EupeLlavaProcessor
-from eupe_hf.variants import VARIANTS, Variant, find_variant
+from eupe_hf.models.sharing_eupe import EupeNamesMixin
+from eupe_hf.variants import VARIANTS, find_variant
 
-from .fetch import _HUB_ARGUMENTS, fetch
-
-
-logger = logging.get_logger(__name__)
+from .fetch import HUB_ARGUMENTS, fetch
+from .private_names import load_as_auto_model
 
 
 DISABLE_VARIABLE = "EUPE_HF_NO_SHORT_NAMES"
-
-
-# ---- teaching transformers ----
-
+_MARK = "_answers_short_names"
 # (owner, attribute, what stood there), for `remove_short_names`; kept when this module is reloaded
 _replaced: list[tuple[Any, str, Any]] = globals().get("_replaced", [])
 
 
-_MARK = "_answers_short_names"
-
-
 def install_short_names() -> None:
-    """Install the hook described at the top of this module. Without effect where it is installed."""
-    if _replaced:
-        _answer_lookups()
-        return
-    for cls in (AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoTokenizer):
-        _wrap_from_pretrained(cls, VARIANTS.get)
-    # Eupe classes also take the Hub repositories of the six, which may hold nothing but the raw file.
-    own = (EupeConfig, EupeLlavaConfig, EupeMultiTaskConfig, EupePyramidConfig, EupePreTrainedModel)
-    for cls in (*own, EupeImageProcessor, EupeImageProcessorPil, EupeLlavaProcessor):
-        _wrap_from_pretrained(cls, find_variant)
-    _wrap_auto_backbone()
+    """Install the hook described at the top of this module. Changes nothing where it is installed."""
+    if not _replaced:
+        # The package's classes also take the Hub repositories of the six, which may hold nothing but the raw file.
+        _replace(EupeNamesMixin, "load_by_name", staticmethod(functools.partial(_load_by_name, find_variant)))
+        for cls in (AutoConfig, AutoImageProcessor, AutoProcessor, AutoVideoProcessor, AutoTokenizer, AutoBackbone):
+            _wrap_from_pretrained(cls)
     _answer_lookups()
 
 
@@ -90,52 +65,37 @@ def _replace(owner: Any, attribute: str, new: Any) -> None:
     setattr(owner, attribute, new)
 
 
-def _wrap_from_pretrained(cls: Any, find: Callable[[str], Variant | None]) -> None:
+def _load_by_name(find: Callable, load: Callable, name: Any, /, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(name, str) or find(name) is None:
+        return load(name, *args, **kwargs)
+    folder = fetch(name, **{key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs})
+    loaded = load(os.fspath(folder), *args, **kwargs)
+    # What is saved, trained and shared from here on names the model, not a folder of this machine.
+    first = loaded[0] if isinstance(loaded, tuple) else loaded
+    for named in (first, getattr(first, "config", None)):
+        if isinstance(named, PreTrainedModel | PreTrainedConfig):
+            named.name_or_path = name
+    return loaded
+
+
+def _wrap_from_pretrained(cls: Any) -> None:
     original = cls.from_pretrained.__func__
 
     @functools.wraps(original)
     def from_pretrained(owner: type, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
         name = pretrained_model_name_or_path
-        if not isinstance(name, str) or find(name) is None:
-            return original(owner, name, *args, **kwargs)
-        folder = fetch(name, **{key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs})
-        loaded = original(owner, os.fspath(folder), *args, **kwargs)
-        _remember_name(loaded[0] if isinstance(loaded, tuple) else loaded, name)
-        return loaded
+        if cls is AutoBackbone and isinstance(name, str) and name in VARIANTS:
+            # AutoBackbone asks the Hub for the name first, even for a local folder
+            return load_as_auto_model(owner, name, *args, **kwargs)
+        return _load_by_name(VARIANTS.get, functools.partial(original, owner), name, *args, **kwargs)
 
     _replace(cls, "from_pretrained", classmethod(from_pretrained))
 
 
-def _remember_name(loaded: Any, name: str) -> None:
-    # What is saved, trained and shared from here on names the model, not a folder of this machine.
-    if isinstance(loaded, EupePreTrainedModel):
-        loaded.name_or_path = name
-        loaded = loaded.config
-    if isinstance(loaded, EupeConfig | EupeMultiTaskConfig | EupePyramidConfig):
-        loaded.name_or_path = name
-
-
-def _wrap_auto_backbone() -> None:
-    original = AutoBackbone.from_pretrained.__func__
-
-    @functools.wraps(original)
-    def from_pretrained(owner: type, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        # transformers asks the Hub for the name first, even for a local folder: short names go past that question
-        if isinstance(pretrained_model_name_or_path, str) and pretrained_model_name_or_path in VARIANTS:
-            original_of_models = _BaseAutoModelClass.from_pretrained.__func__
-            return original_of_models(owner, pretrained_model_name_or_path, *args, **kwargs)
-        return original(owner, pretrained_model_name_or_path, *args, **kwargs)
-
-    _replace(AutoBackbone, "from_pretrained", classmethod(from_pretrained))
-
-
 def _answer_lookups() -> None:
-    """Let transformers' own questions about a name be answered here for short names.
-
-    The functions are replaced where they are defined for whoever imports them later, and in the modules that have
-    imported them. `transformers.pipelines` may be loaded after this package: it takes the replaced ones from
-    `transformers.utils`; its own `get_task` is replaced as soon as a short name is first asked for.
-    """
+    # The functions are replaced where they are defined, for modules that import them later, and in the modules that
+    # have imported them. `transformers.pipelines` may be loaded after this package: it takes the replaced ones from
+    # `transformers.utils`, and its own `get_task` is replaced at the first question.
     answers: dict[str, Callable] = {
         "resolve_revision": lambda name, revision=None, **_: revision,
         "find_adapter_config_file": lambda name, **_: None,

@@ -5,37 +5,54 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME as PEFT_CONFIG_NAME
 
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
-from eupe_hf.models.modeling_eupe import EupeModel, EupePreTrainedModel
+from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
 from eupe_hf.models.modeling_eupe_adapter import ADAPTER_CONFIG_NAME
+from eupe_hf.models.modeling_eupe_cards import LICENSE_TEXT, hub_id
+from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration
 from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
-from eupe_hf.models.modeling_eupe_saving import LICENSE_TEXT, hub_id
 from eupe_hf.variants import VARIANTS
 
 
 _CARD = "README.md"
+_SEVERAL = "# Adapters for EUPE\n\nThe folders beside this card hold one adapter each, with a card of its own.\n"
 
 
-_MODELS: tuple[type[EupePreTrainedModel], ...] = (EupeModel, EupeForMultiTask, *TASK_MODELS.values())
+# The classes that an adapter may be for, by the name that is saved with it.
+_ENCODERS: tuple[Any, ...] = (EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values())
+MODELS = {known.__name__: known for known in (*_ENCODERS, EupeLlavaForConditionalGeneration)}
 
 
-_CLASSES = {known.__name__: known for known in _MODELS}
+_BUILD = """Build the {architecture} that it was trained on, then:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "PATH")
+```"""
 
 
-_SEVERAL = """# Adapters for EUPE
+_LOAD = """```python
+import eupe_hf  # pip install 'eupe-hf[train]'
+{imports}
 
-The folders beside this card hold one adapter each, with a card of its own.
-"""
+processor = AutoImageProcessor.from_pretrained("{base}")
+model = {name}.from_pretrained("PATH")
+```
 
+Merged into the base, for export or to run without peft:
 
-_LICENSE = f"""## Licence
+```python
+from eupe_hf.lora import load_peft_model
 
-{LICENSE_TEXT} This adapter is a derivative.
-"""
+model = load_peft_model("PATH").merge_and_unload()
+model.save_pretrained("MERGED")
+```"""
 
 
 def adapter_card(
@@ -45,63 +62,55 @@ def adapter_card(
     recipe: str | None = None,
     name: str | None = None,
 ) -> ModelCard:
-    """A card for an adapter that was saved: what, on what, with which rank and targets, how to load it, licence.
+    """A card for a saved adapter: `adapter_card(folder, ...).save(f"{folder}/README.md")`.
 
     Args:
-        folder: Folder of the adapter, with its `adapter_config.json`, and `eupe_config.json` where there is one.
-        dataset: What it was trained on: the id of a data set on the Hub, which also goes into the metadata, or words;
-            or several of these.
+        folder: Folder of the adapter, with `adapter_config.json` and, if there is one, `eupe_config.json`.
+        dataset: The training data: ids of data sets on the Hub, which also go into the metadata, or words.
         metrics: Results of an evaluation.
-        recipe: How it was trained, in markdown.
+        recipe: How the adapter was trained, in markdown.
         name: Title and name of the model; by default the name of the folder.
-
-    Returns:
-        The card: `adapter_card(folder, ...).save(f"{folder}/README.md")`.
     """
     folder = Path(folder)
-    lora = json.loads((folder / PEFT_CONFIG_NAME).read_text(encoding="utf-8"))
-    file = folder / ADAPTER_CONFIG_NAME
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    architecture = (config.get("architectures") or ["EUPE model"])[0]
+    lora, file = _read(folder / PEFT_CONFIG_NAME), folder / ADAPTER_CONFIG_NAME
+    architecture = ((_read(file) if file.is_file() else {}).get("architectures") or ["EUPE model"])[0]
     name = name or folder.resolve().name
     sources = [dataset] if isinstance(dataset, str) else list(dict.fromkeys(dataset or ()))
     data = ModelCardData(
         library_name="peft",
+        pipeline_tag=getattr(MODELS.get(architecture), "_pipeline_tag", None),
         datasets=[known for known in sources if _is_hub_id(known)] or None,
         model_name=name if metrics else None,
         eval_results=list(metrics) or None,
     )
-    model_class = _CLASSES.get(architecture)
-    if model_class is not None:
-        data.pipeline_tag = model_class._pipeline_tag
     base = lora.get("base_model_name_or_path") or ""
     _complete(data, base)
-    text = [f"# {name}", "", f"A LoRA adapter for {architecture} on {_linked(base)}.", "", *_details(lora), ""]
+    known = hub_id(base)
+    linked = f"[{known}](https://huggingface.co/{known})" if known else "a base model of its own"
+    text = [f"# {name}", f"A LoRA adapter for {architecture} on {linked}.", _details(lora)]
     if sources:
         links = [f"[{name}](https://huggingface.co/datasets/{name})" if _is_hub_id(name) else name for name in sources]
-        text += ["## Data", "", ", ".join(links), ""]
+        text += ["## Data", ", ".join(links)]
     if recipe is not None:
-        text += ["## Recipe", "", recipe.strip(), ""]
+        text += ["## Recipe", recipe.strip()]
     if metrics:
-        text += ["## Results", "", "| metric | data | value |", "|---|---|---|"]
-        text += [f"| {m.metric_name or m.metric_type} | {m.dataset_name} | {m.metric_value} |" for m in metrics] + [""]
-    text += ["## How to load it", "", _loading(architecture, base), _LICENSE]
+        rows = [f"| {m.metric_name or m.metric_type} | {m.dataset_name} | {m.metric_value} |" for m in metrics]
+        text += ["## Results", "\n".join(["| metric | data | value |", "|---|---|---|", *rows])]
+    text += ["## How to load it", _loading(architecture, base), "## Licence"]
+    text += [f"{LICENSE_TEXT} This adapter is a derivative."]
     # peft adds this line wherever it is missing
-    text += ["### Framework versions", "", f"- PEFT {lora.get('peft_version')}", ""]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(text))
+    text += ["### Framework versions", f"- PEFT {lora.get('peft_version')}"]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n")
 
 
 def complete_cards(folder: str | os.PathLike) -> None:
-    """Replace the unfilled template that peft has written; a card that somebody wrote gets licence and base alone.
+    """Replace peft's unfilled template in the folder of an adapter; a card that you wrote only gets licence and base.
 
-    Where adapters have names, peft writes one card above their folders.
-
-    Args:
-        folder: Folder of an adapter.
+    Where adapters have names, peft also writes one card above their folders.
     """
     folder = Path(folder)
     path, above = folder / _CARD, folder.parent / _CARD
-    base = json.loads((folder / PEFT_CONFIG_NAME).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    base = _read(folder / PEFT_CONFIG_NAME).get("base_model_name_or_path") or ""
     if not path.is_file() or _is_template(card := ModelCard.load(path)):
         card = adapter_card(folder)
     _complete(card.data, base)
@@ -112,12 +121,16 @@ def complete_cards(folder: str | os.PathLike) -> None:
         card.save(above)
 
 
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def _is_template(card: ModelCard) -> bool:
     return card.data.library_name == "peft" and "[More Information Needed]" in card.text
 
 
 def _complete(data: ModelCardData, base: str) -> None:
-    """Licence, tags, and the base by its id on the Hub; a folder of this machine is not for publishing."""
+    """Add licence, tags, and the base by its id on the Hub; a local folder is not for publishing."""
     for key, value in WEIGHTS_LICENSE.items():
         setattr(data, key, value)
     data.base_model = hub_id(base)
@@ -129,54 +142,26 @@ def _is_hub_id(name: str) -> bool:
     return hub_id(name) == name
 
 
-def _linked(base: str) -> str:
-    known = hub_id(base)
-    return f"[{known}](https://huggingface.co/{known})" if known else "a base model of its own"
-
-
-def _details(lora: dict) -> list[str]:
+def _details(lora: dict) -> str:
     targets = lora["target_modules"]
     if isinstance(targets, str):  # the pattern that `lora_config` makes ends with the names
         targets = targets.rpartition("(?:")[2].rstrip(")").split("|")
     kind = ", ".join(("DoRA",) * lora["use_dora"] + ("rank-stabilised",) * lora["use_rslora"]) or "LoRA"
-    return [
-        f"- Kind: {kind}, rank {lora['r']}, alpha {lora['lora_alpha']}, dropout {lora['lora_dropout']}",
-        f"- Adapted layers: {', '.join(sorted(targets))}",
-        f"- Trained in full: {', '.join(lora['modules_to_save'] or ['nothing'])}",
-    ]
+    return (
+        f"- Kind: {kind}, rank {lora['r']}, alpha {lora['lora_alpha']}, dropout {lora['lora_dropout']}\n"
+        f"- Adapted layers: {', '.join(sorted(targets))}\n"
+        f"- Trained in full: {', '.join(lora['modules_to_save'] or ['nothing'])}"
+    )
 
 
 def _loading(architecture: str, base: str) -> str:
-    model_class = _CLASSES.get(architecture)
-    base = base if base in VARIANTS else (base if _is_hub_id(base) else "BASE")
-    if model_class is None:
-        return f"""Build the {architecture} that it was trained on, then:
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(model, "PATH")
-```
-"""
-    by_auto_class = model_class is not EupeForMultiTask
-    auto_class = (model_class._task_auto_class or "AutoModel") if by_auto_class else "EupeForMultiTask"
-    lines = ["import eupe_hf  # pip install 'eupe-hf[train]'"]
-    lines += [f"from transformers import AutoImageProcessor{f', {auto_class}' if by_auto_class else ''}"]
-    lines += [] if by_auto_class else [f"from eupe_hf import {auto_class}"]
-    snippet = "\n".join(lines)
-    return f"""```python
-{snippet}
-
-processor = AutoImageProcessor.from_pretrained("{base}")
-model = {auto_class}.from_pretrained("PATH")
-```
-
-Merged into the base, for export or to run without peft:
-
-```python
-from eupe_hf.lora import load_peft_model
-
-model = load_peft_model("PATH").merge_and_unload()
-model.save_pretrained("MERGED")
-```
-"""
+    model_class = MODELS.get(architecture)
+    if model_class in (None, EupeLlavaForConditionalGeneration):
+        return _BUILD.format(architecture=architecture)
+    if model_class in (EupeForMultiTask, EupeBackbone):  # their Auto classes load something else
+        name = architecture
+        imports = f"from transformers import AutoImageProcessor\nfrom eupe_hf import {name}"
+    else:
+        name = model_class._task_auto_class or "AutoModel"
+        imports = f"from transformers import AutoImageProcessor, {name}"
+    return _LOAD.format(imports=imports, name=name, base=base if base in VARIANTS or _is_hub_id(base) else "BASE")

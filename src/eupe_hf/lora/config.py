@@ -1,22 +1,20 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""LoRA on EUPE models with peft: which layers to adapt, and adapters that can be loaded without knowing the head.
+"""LoRA on EUPE models with peft: which layers to adapt, and adapters that load without knowing the head.
 
-Importing this module tells peft the default targets of EUPE models. It needs `pip install 'eupe-hf[train]'`.
+Importing this module gives peft the default targets of EUPE models. It needs `pip install 'eupe-hf[train]'`.
 
-What `lora_config` makes is saved with the configuration of the model (`eupe_config.json`) and a card. So the folder of
-such an adapter loads with `from_pretrained` of the class that it was trained with, of the Auto class of the task, and
-with `pipeline(task, model=folder)`. `load_peft_model` gives peft's model instead: to merge it, or to train on.
+A configuration from `lora_config` saves the configuration of the model (`eupe_config.json`) and a card with the
+adapter. The folder then loads with `from_pretrained` of its class, with the Auto class of the task, and with
+`pipeline(task, model=folder)`. `load_peft_model` returns peft's model instead, to merge it or to train on.
 
-Without this package, or after `peft.get_peft_model` with a configuration of one's own, transformers knows no more than
-the base: `AutoModelFor...from_pretrained(folder, num_labels=...)` has to say what the head was like. Without the
-package the base must be a folder or repository that holds the code (`save_pretrained` writes it) and a model of the
-same class, loaded with `trust_remote_code=True`; a short name, or the published raw weights, mean nothing there.
-Merged models have no such limits: `load_peft_model(folder).merge_and_unload().save_pretrained(...)`.
+With a peft configuration of your own, or without this package, transformers knows only the base:
+`AutoModelFor...from_pretrained(folder, num_labels=...)` has to describe the head. Without the package, the base
+must also be a model of that class that `save_pretrained` wrote, loaded with `trust_remote_code=True`. Merged models
+have no limits: `load_peft_model(folder).merge_and_unload().save_pretrained(...)`.
 
-In train mode the random factor on a ViT's patch coordinates (`config.pos_embed_rescale`) is at work whenever
-parameters of the encoder learn, those of an adapter too: it is part of how these encoders were trained, and makes an
-adapter serve more than one image size. `None` switches it off, for training at one size or for runs that must be
-comparable. With all adapters disabled or frozen nothing of the encoder learns, and nothing in it is random.
+In train mode, patch coordinates of a ViT are scaled at random (`config.pos_embed_rescale`) whenever parameters of the
+encoder learn, an adapter's included. The encoders were trained that way, and it lets one adapter serve several image
+sizes. Set it to `None` to train at one size, or for comparable runs.
 """
 
 import re
@@ -26,13 +24,11 @@ from typing import Any
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
 from eupe_hf.models.modeling_eupe_adapter import Adapter, save_model_config
-from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
 from eupe_hf.variants import VARIANTS
 
-from .cards import complete_cards
+from .cards import MODELS, complete_cards
 
 
 try:
@@ -44,30 +40,22 @@ except ImportError as error:
     raise ImportError("LoRA needs peft: pip install 'eupe-hf[train]'.") from error
 
 
-# Linear layers of the two families by what they do. A ConvNeXt's depthwise convolutions are never adapted: an update
-# of rank r would have more parameters than the layer.
+# Linear layers by what they do. A ConvNeXt's depthwise convolutions are never adapted: an update of rank r would have
+# more parameters than the layer.
 TARGETS: dict[str, tuple[str, ...]] = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("up_proj", "down_proj", "pointwise_conv1", "pointwise_conv2"),
 }
-
-
 TARGETS["all"] = TARGETS["attention"] + TARGETS["mlp"]
 
 
-# What peft adapts where it is told nothing: as for other ViTs, and in a ConvNeXt the pointwise layers.
+# What peft adapts by default: as for other ViTs, and in a ConvNeXt the pointwise layers.
 _DEFAULTS = ("q_proj", "v_proj", "pointwise_conv1", "pointwise_conv2")
-
-
 _MODEL_TYPES = ("eupe", "eupe_multitask", "eupe_pyramid")
 
 
 class EupeLoraConfig(peft.LoraConfig):
-    """A `peft.LoraConfig` that saves the configuration of the model, and a card, beside the adapter.
-
-    An adapter folder names its base, which is an encoder and does not know the head. With the configuration beside it
-    `AutoModelForImageClassification.from_pretrained(folder)` builds the right one.
-    """
+    """A `peft.LoraConfig` that saves a card, and the configuration from which the right head is built."""
 
     def attach(self, model: PreTrainedModel) -> "EupeLoraConfig":
         """Remember the model whose configuration is to be saved. Returns this configuration."""
@@ -75,7 +63,7 @@ class EupeLoraConfig(peft.LoraConfig):
         return self
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As in peft, which calls this last; then the model's configuration, and the card."""
+        """As in peft, which calls this last; then the configuration of the model, and the card."""
         super().save_pretrained(save_directory, **kwargs)
         save_model_config(self._model_config, self._architecture, save_directory)
         complete_cards(save_directory)
@@ -91,35 +79,29 @@ def lora_config(
     use_rslora: bool = False,
     **kwargs: Any,
 ) -> EupeLoraConfig:
-    """Which layers of an EUPE model to adapt, and which to train and save as they are, for `peft.get_peft_model`.
+    """A configuration for `peft.get_peft_model`: which layers to adapt, and which to train and save in full.
 
-    Adapted are linear layers of the EUPE encoder, wherever it sits in the model, and nothing else. What is new, all
-    that is not the encoder, is trained in full and saved with the adapter, batch-norm statistics included. A head that
-    is frozen is left out: it must be in the base that the adapter is loaded on.
-
-    For several adapters with heads of one shape, add one adapter each, and switch with `set_adapter`. Heads of other
-    shapes need a multi-task model, with `modules_to_save=["heads.NAME"]` for the adapter that goes with each.
+    LoRA adapts linear layers of the EUPE encoder, wherever it sits in the model. Everything but the encoder is new: it
+    is trained in full and saved with the adapter, batch-norm statistics included. A frozen head is left out: the base
+    that you load the adapter on must have it. To switch between tasks (`set_adapter`) add one adapter each; heads of
+    different shapes need a multi-task model, with `modules_to_save=["heads.NAME"]` for the adapter of each.
 
     Args:
-        model: The model: an encoder, a task model, a multi-task model, or a decoder of transformers on `EupeBackbone`;
-            also one that peft has wrapped, for a further adapter.
+        model: An encoder, a task model, a multi-task model, or a decoder of transformers on `EupeBackbone`; or one of
+            these that peft has wrapped, for a further adapter.
         r: Rank of the updates.
-        alpha: Scale of the updates: they are multiplied by alpha / r, or alpha / sqrt(r) with `use_rslora`. By default
-            `2 * r`, or `r` with `use_rslora`.
-        targets: "attention" (the ViTs' query, key, value and output projections), "mlp" (the ViTs' MLPs, the
-            ConvNeXts' pointwise layers), "all", or names of layers ("q_proj", ...). By default "attention" for a ViT
-            and "mlp" for a ConvNeXt.
-        dropout: Share of the inputs of each update that is dropped in training.
+        alpha: Scale of the updates, by default `r`: they are multiplied by alpha / r, or alpha / sqrt(r) with
+            `use_rslora`.
+        targets: "attention" (a ViT's query, key, value and output projections; its default), "mlp" (a ViT's MLPs, a
+            ConvNeXt's pointwise layers; its default), "all", or names of layers ("q_proj", ...).
+        dropout: Share of each update's inputs that is dropped in training.
         use_dora: Weight-decomposed updates (DoRA, arXiv 2402.09353): slower, often better at small ranks.
         use_rslora: Rank-stabilised scale (arXiv 2312.03732): for large ranks.
-        **kwargs: Other fields of `peft.LoraConfig`. `modules_to_save` replaces what is found to be new.
-
-    Returns:
-        The configuration.
+        **kwargs: Other fields of `peft.LoraConfig`. `modules_to_save` replaces the new parts.
 
     Raises:
-        ValueError: The model has no EUPE encoder, one of the targets matches none of its layers (the message lists
-            what there is), or peft could not save the new parts.
+        ValueError: The model has no EUPE encoder, a target matches none of its layers (the message lists them), or
+            peft cannot save the new parts.
 
     Example:
 
@@ -140,12 +122,11 @@ def lora_config(
     model = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     names = _target_names(model, targets)
     prefixes = "|".join(re.escape(f"{name}." if name else "") for name in _encoders(model))
+    if "modules_to_save" not in kwargs:
+        kwargs["modules_to_save"] = new_modules(model) or None
     fields: dict[str, Any] = {
         "target_modules": rf"(?:{prefixes})encoder\.(?:layers|stages)\..*\.(?:{'|'.join(map(re.escape, names))})",
-        "modules_to_save": kwargs.pop("modules_to_save")
-        if "modules_to_save" in kwargs
-        else new_modules(model) or None,
-        "lora_alpha": alpha if alpha is not None else (r if use_rslora else 2 * r),
+        "lora_alpha": r if alpha is None else alpha,
         "lora_dropout": dropout,
     }
     config = EupeLoraConfig(r=r, use_dora=use_dora, use_rslora=use_rslora, **fields, **kwargs)
@@ -155,73 +136,62 @@ def lora_config(
 def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> peft.PeftModel:
     """Base, head and adapter as peft's model: to merge it (`merge_and_unload`), or to go on training.
 
-    `peft.PeftModel.from_pretrained(model, source)` does the same for a model that is there already, but what it gives
-    is saved without the configuration of the model.
+    `peft.PeftModel.from_pretrained(model, source)` loads the adapter on a model that you have, but saves it without
+    the configuration of the model.
 
     Args:
         source: Folder or Hub repository of an adapter that was made with `lora_config`.
-        is_trainable: The adapter and the head will be trained on.
+        is_trainable: Whether adapter and head will be trained on; the model comes in eval mode all the same.
         **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder` of the adapter.
 
-    Returns:
-        The model, in eval mode.
-
     Raises:
-        OSError: The base is not to be had.
+        OSError: The base was not found.
         ValueError: The adapter has no configuration of its model beside it, is damaged, or does not fit its base.
     """
     adapter = Adapter(source, kwargs)
-    classes: list[Any] = [EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values()]
-    classes += [EupeLlavaForConditionalGeneration]
-    model_class = next((known for known in classes if known.__name__ == adapter.architecture), None)
+    model_class = MODELS.get(adapter.architecture or "")
     if model_class is None:
         raise ValueError(
             f"{source} does not say which EUPE model it is for ({adapter.architecture or 'no eupe_config.json'}). "
             "Build that model, and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
         )
     options = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
-    if model_class is EupeLlavaForConditionalGeneration:  # its base is whole, there is no head to be found
+    if issubclass(model_class, EupePreTrainedModel):
+        model, _ = model_class.base_of_adapter(adapter, adapter.base, True, **options)
+    else:  # the base of a VLM is whole
         model = model_class.from_pretrained(adapter.base, **options)
-    else:
-        model, _ = model_class._base_of_adapter(adapter, adapter.base, True, **options)
     adapter.check(model)
     config = EupeLoraConfig(**peft.LoraConfig.from_pretrained(source, **kwargs).to_dict()).attach(model)
     return peft.PeftModel.from_pretrained(model, source, config=config, is_trainable=is_trainable, **kwargs).eval()
 
 
 def adaptable_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers of the EUPE encoders in a model.
-
-    Raises:
-        ValueError: There is no EUPE encoder in the model.
-    """
+    """Names of the linear layers of the EUPE encoders in a model. Raises `ValueError` if it has none."""
     return [
         f"{prefix}.{name}" if prefix else name
         for prefix, encoder in _encoders(model).items()
         for name, module in encoder.named_modules()
         if re.match(r"encoder\.(?:layers|stages)\.", name) and ".base_layer" not in name and ".lora_" not in name
-        # of a layer that has an adapter already, what that is wrapped around
+        # of a layer that has an adapter already, the layer inside
         if isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear)
     ]
 
 
 def new_modules(model: nn.Module) -> list[str]:
-    """Names of the parts of a model that are new: all but the EUPE encoders and what is frozen.
+    """Names of the new parts of a model: all but the EUPE encoders and frozen heads.
 
     Raises:
-        ValueError: Parameters that lie in no such part.
+        ValueError: New parameters that belong to no module of their own, or that peft would train twice.
     """
-    # an ending that peft would find in other places as well is of no use: then the parts of the part are named
+    # peft finds parts by the endings of their names: a part whose ending is found elsewhere too is taken apart
     names = list(_new_modules(model, "", set(_encoders(model).values())))
     while ambiguous := next((name for name in names if _unwanted(model, name)), None):
         module = model.get_submodule(ambiguous)
-        parts = [
-            f"{ambiguous}.{part}" for part, child in module.named_children() if any(True for _ in child.parameters())
-        ]
-        if not parts or any(True for _ in module.parameters(recurse=False)):
+        parts = [f"{ambiguous}.{part}" for part, child in module.named_children() if list(child.parameters())]
+        if not parts or list(module.parameters(recurse=False)):
             raise ValueError(
                 f"peft finds parts by the ending of their names, and would train {ambiguous} and "
-                f"{_unwanted(model, ambiguous)[0]} apart, whether or not they are one and the same. Pass "
+                f"{_unwanted(model, ambiguous)[0]} apart, even where they are one and the same. Pass "
                 "modules_to_save with what you want to train, e.g. modules_to_save=[] for the adapter alone."
             )
         place = names.index(ambiguous)
@@ -232,7 +202,7 @@ def new_modules(model: nn.Module) -> list[str]:
 def _new_modules(module: nn.Module, name: str, encoders: set[nn.Module]) -> Iterator[str]:
     if module in encoders:
         return
-    if isinstance(module, AuxiliaryTrainingWrapper):  # by an adapter that the model has
+    if isinstance(module, AuxiliaryTrainingWrapper):  # wrapped for an adapter that the model has
         yield name
         return
     holds_encoder = any(part in encoders for part in module.modules())
@@ -248,7 +218,7 @@ def _new_modules(module: nn.Module, name: str, encoders: set[nn.Module]) -> Iter
 
 
 def _unwanted(model: nn.Module, name: str) -> list[str]:
-    """What else peft would take for the part of this name: to save it, or to keep adapters out of it."""
+    """Other parts that peft would take for the part of this name."""
     anywhere = re.compile(rf"(?:.*\.)?{name}(?:\..*)?")
     return [
         other
@@ -260,7 +230,7 @@ def _unwanted(model: nn.Module, name: str) -> list[str]:
 def _encoders(model: nn.Module) -> dict[str, EupeBackbone | EupeModel]:
     found = {name: part for name, part in model.named_modules() if isinstance(part, (EupeBackbone, EupeModel))}
     if not found:
-        raise ValueError(f"This {type(model).__name__} has no EUPE encoder in it; LoRA targets are layers of one.")
+        raise ValueError(f"This {type(model).__name__} has no EUPE encoder; LoRA targets are layers of one.")
     return found
 
 
@@ -282,18 +252,13 @@ def _target_names(model: nn.Module, targets: str | Sequence[str] | None) -> list
 
 
 def register() -> None:
-    """Tell peft the default targets of EUPE models, and that a short name is no repository on the Hub."""
+    """Give peft the default targets of EUPE models, and answer for short names, which are not on the Hub."""
     for model_type in _MODEL_TYPES:
         constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type] = list(_DEFAULTS)
-    original = save_and_load.check_file_exists_on_hf_hub
-    if getattr(original, "_answers_short_names", False):
-        return
-
-    def check_file_exists_on_hf_hub(repo_id: str, filename: str, **kwargs: Any) -> bool | None:
-        return False if repo_id in VARIANTS else original(repo_id, filename, **kwargs)
-
-    vars(check_file_exists_on_hf_hub)["_answers_short_names"] = True
-    save_and_load.check_file_exists_on_hf_hub = check_file_exists_on_hf_hub
+    ask = save_and_load.check_file_exists_on_hf_hub
+    save_and_load.check_file_exists_on_hf_hub = lambda name, *args, **kwargs: (
+        name not in VARIANTS and ask(name, *args, **kwargs)
+    )
 
 
 register()

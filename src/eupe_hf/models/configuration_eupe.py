@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .sharing_eupe import EupeNamesMixin
+
 
 # The licence of the published weights, as the metadata of a model card names it. The code is Apache-2.0.
 WEIGHTS_LICENSE = {
@@ -54,7 +56,7 @@ DEFAULT: Any = None
 
 
 @strict
-class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
+class EupeConfig(EupeNamesMixin, BackboneConfigMixin, PreTrainedConfig):
     """Architecture of an EUPE encoder, of either family. Without arguments it is EUPE ViT-S.
 
     `variant_config("eupe-s")` of the package gives the six published architectures by name.
@@ -312,7 +314,7 @@ class EupeConfig(BackboneConfigMixin, PreTrainedConfig):
         return output
 
 
-class EupeEncoderConfigMixin:
+class EupeEncoderConfigMixin(EupeNamesMixin):
     """For configurations that hold an `encoder_config`."""
 
     model_type: str

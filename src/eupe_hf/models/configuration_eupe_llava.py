@@ -8,10 +8,11 @@ from transformers import AutoConfig, LlavaConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .configuration_eupe import FOLDER_FIELDS, EupeConfig
+from .sharing_eupe import EupeNamesMixin
 
 
 @strict
-class EupeLlavaConfig(LlavaConfig):
+class EupeLlavaConfig(EupeNamesMixin, LlavaConfig):
     """transformers' `LlavaConfig` with an EUPE encoder as `vision_config`, and what only EUPE towers have.
 
     Args:

@@ -12,7 +12,6 @@ import os
 import struct
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 
 from .image_processing_eupe_targets import EupeTargetsKwargs, EupeTargetsMixin, resized_size
 from .post_processing_eupe import EupePostProcessingMixin
+from .sharing_eupe import EupeCodeMixin, EupeNamesMixin
 
 
 if is_vision_available():
@@ -39,13 +39,6 @@ if is_vision_available():
 
 
 _MODULE = "image_processing_eupe"
-
-
-_SOURCES = (
-    f"{_MODULE}.py",
-    f"{_MODULE}_targets.py",
-    "post_processing_eupe.py",
-)  # what a folder needs to load the processor without the package
 
 
 _AUTO_MAP = {"torchvision": f"{_MODULE}.EupeImageProcessor", "pil": f"{_MODULE}.EupeImageProcessorPil"}
@@ -70,7 +63,7 @@ class EupeImageProcessorKwargs(EupeTargetsKwargs, total=False):  # type: ignore[
     size_divisor: int | None
 
 
-class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
+class EupeImageProcessorMixin(EupeNamesMixin, EupeCodeMixin, EupePostProcessingMixin, EupeTargetsMixin):
     """What both back ends share: all of it. Images travel as (C, H, W) tensors, uint8 or float32 on [0, 1]."""
 
     valid_kwargs = EupeImageProcessorKwargs
@@ -201,12 +194,8 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> list[str]:
         """Saves as transformers does, and the source files with it, so that `trust_remote_code=True` finds them."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _SOURCES:
-            (folder / name).write_bytes(Path(__file__).with_name(name).read_bytes())
-        sources = [str(folder / name) for name in _SOURCES]
-        return [*super().save_pretrained(str(folder), *args, **kwargs), *sources]
+        sources = self._save_code(save_directory)
+        return [*super().save_pretrained(os.fspath(save_directory), *args, **kwargs), *sources]
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the content of `preprocessor_config.json`: the options, and where the code is for those without it."""
@@ -214,11 +203,6 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
         output["image_processor_type"] = "EupeImageProcessor"
         output["auto_map"] = {**output.get("auto_map", {}), "AutoImageProcessor": dict(_AUTO_MAP)}
         return output
-
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        # transformers uploads what is newer than these, and the source files were written just before
-        timestamps = super()._get_files_timestamps(working_dir)
-        return {file: time for file, time in timestamps.items() if file not in _SOURCES}
 
     def _set_attributes(self, **kwargs: Any) -> None:
         # transformers checks the options of a call only; here a wrong one fails in the constructor

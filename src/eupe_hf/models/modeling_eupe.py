@@ -1,14 +1,10 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """`EupeModel` and `EupeBackbone`: one contract for the ViTs and the ConvNeXts."""
 
-import os
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import ModelCard
 from torch import nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
@@ -18,17 +14,16 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
-from .image_processing_eupe import EupeImageProcessorPil
-from .modeling_eupe_adapter import Adapter, without_heads, without_load_report
 from .modeling_eupe_convnext import EupeConvNextEncoder
-from .modeling_eupe_saving import EupeSavingMixin, model_card
+from .modeling_eupe_loading import EupeLoadingMixin
+from .modeling_eupe_saving import EupeSavingMixin
 from .modeling_eupe_vit import EupeViTEncoder, warn_of_prefix_tokens
 
 
-_Model = TypeVar("_Model", bound="EupePreTrainedModel")
+_PROCESSOR = "The image processor makes them from pictures: processor(images, return_tensors='pt')."
 
 
-class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
+class EupePreTrainedModel(EupeLoadingMixin, EupeSavingMixin, PreTrainedModel):
     """What all EUPE models share: loading that never leaves an encoder random, and saving that is complete."""
 
     config_class = EupeConfig
@@ -42,9 +37,8 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # `forward` takes any keyword, from which the Trainer would conclude that it divides the loss by the number of
-    # items in all batches of a step. It averages over its own batch: the Trainer has to do the rest, or the loss grows
-    # with gradient accumulation and with the number of processes.
+    # `forward` takes any keyword, but averages the loss over its own batch. The Trainer must do the rest, or the loss
+    # grows with gradient accumulation and with the number of processes.
     accepts_loss_kwargs = False
     # of the task models: the Auto class that loads them, and the pipeline that runs them
     _task_auto_class: str | None = None
@@ -55,8 +49,8 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
         return self.base_model.encoder.get_input_embeddings()
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For classes outside its tree transformers passes over modules without parameters of their own, heads among
-        # them, in case their initialisation overwrites what was loaded. Ours asks each parameter.
+        # For classes outside its tree transformers passes over modules without parameters of their own, also heads, in
+        # case their initialisation overwrites what was loaded. Ours asks each parameter.
         super()._initialize_weights(module)
 
     @torch.no_grad()
@@ -66,140 +60,9 @@ class EupePreTrainedModel(EupeSavingMixin, PreTrainedModel):
             module.init_head_weights()
 
     @classmethod
-    def from_pretrained(
-        cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
-    ) -> _Model:
-        """Load a model. Arguments as in `transformers.PreTrainedModel.from_pretrained`.
-
-        With a `quantization_config` the encoder is quantized and its heads are not, unless that names other parts.
-
-        The folder, or repository, of an adapter loads its base, with the head that the adapter was trained with where
-        `eupe_hf.lora` saved it, and then the adapter. What peft saved on its own says nothing about the head: pass
-        `num_labels`, or whatever else it had.
-
-        Raises:
-            OSError: The model, or the base of an adapter, is not to be had.
-            ValueError: The checkpoint lacks weights of the encoder. transformers would initialise them at random and
-                go on; new heads are initialised as usual. With `output_loading_info=True` nothing is raised, the info
-                lists the missing keys. Or `device_map` puts a new head, or the base of an adapter, on the disk. Or an
-                adapter was trained on another class or architecture, its file is damaged, or a part of the model is
-                neither in it nor in its base.
-        """
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = without_heads(kwargs["quantization_config"])
-        adapter = Adapter.find(pretrained_model_name_or_path, kwargs)
-        if adapter is not None and pretrained_model_name_or_path is not None:
-            return cls._from_adapter(adapter, pretrained_model_name_or_path, *args, **kwargs)
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        model._refuse_new_on_disk(info["missing_keys"])
-        # whoever asks for the loading info sees what is missing, and decides for himself
-        if pretrained_model_name_or_path is not None and not output_loading_info:
-            model._refuse_incomplete(pretrained_model_name_or_path, info["missing_keys"])
-        loaded: Any = (model, info) if output_loading_info else model
-        return loaded
-
-    @classmethod
-    def _from_adapter(cls, adapter: Adapter, base: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        # Base first, adapter second: where transformers does both, nobody is told what the base lacks.
-        base = base if adapter.is_resolved else adapter.base
-        for key in ("adapter_kwargs", *(() if adapter.is_resolved else ("revision", "subfolder"))):
-            kwargs.pop(key, None)
-        adapter_name = kwargs.pop("adapter_name", "default")
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = cls._base_of_adapter(adapter, base, not output_loading_info, *args, **kwargs)
-        model.load_adapter(adapter.source, adapter_name=adapter_name, adapter_kwargs=adapter.options)
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def _base_of_adapter(
-        cls: type[_Model], adapter: Adapter, base: str | os.PathLike, is_checked: bool, *args: Any, **kwargs: Any
-    ) -> tuple[_Model, dict[str, Any]]:
-        adapted = adapter.model_config(cls)
-        if adapted is not None:
-            if kwargs.get("config") is not None:  # the base's, from the Auto classes
-                adapted._attn_implementation = kwargs["config"]._attn_implementation
-            kwargs["config"] = adapted
-        try:
-            with nullcontext() if adapted is None else without_load_report():
-                model, info = cls.from_pretrained(base, *args, output_loading_info=True, **kwargs)
-        except (OSError, RuntimeError) as error:  # it is not there, or has tensors of other shapes
-            raise adapter.explain(base, error) from error
-        info["missing_keys"] = set(info["missing_keys"]) - adapter.shapes().keys()
-        if is_checked:
-            model._refuse_incomplete(base, info["missing_keys"])
-            if adapted is not None:
-                adapter.check_base(model, info)
-        return model, info
-
-    def _refuse_incomplete(self, source: str | os.PathLike, missing_keys: Iterable[str]) -> None:
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}encoder.", f"{prefix}norm.")))
-        if missing:
-            raise ValueError(
-                f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is no "
-                "complete EUPE model in this layout. A raw or DINOv3-layout checkpoint must first be converted: "
-                "eupe convert FILE DIR."
-            )
-
-    def _refuse_new_on_disk(self, missing_keys: Iterable[str]) -> None:
-        # transformers offloads what it read from the checkpoint, and finds nothing for the rest at the first call
-        parameters = dict(self.named_parameters())
-        on_disk = sorted(key for key in missing_keys if key in parameters and parameters[key].is_meta)
-        if on_disk:
-            raise ValueError(
-                f"{on_disk[0]} is not in the checkpoint, and device_map puts it on the disk, where only what is can "
-                "be: raise max_memory, or pass a device_map that keeps new parts in memory, as {..., 'head': 'cpu'}."
-            )
-
-    def load_adapter(self, peft_model_id: str | os.PathLike | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Load an adapter beside those that the model has. Arguments as in transformers.
-
-        Raises:
-            ValueError: The adapter does not fit the model, or its file is damaged. transformers would load what fits.
-                Or parts of the model are offloaded: there transformers would leave the adapter as it was built.
-        """
-        if any(parameter.is_meta for parameter in self.parameters()):
-            raise ValueError(
-                f"Parts of this {type(self).__name__} are offloaded, and an adapter needs them in memory: raise "
-                "max_memory, or load the adapter without a device_map, merge it (eupe_hf.lora.load_peft_model(FOLDER)"
-                ".merge_and_unload()) and save that."
-            )
-        load_config = kwargs.get("load_config")
-        source = peft_model_id or getattr(load_config, "pretrained_model_name_or_path", None)
-        if source is None:  # the weights are given, not read
-            return super().load_adapter(peft_model_id, *args, **kwargs)
-        options = {**(getattr(load_config, "download_kwargs", None) or {}), **(kwargs.get("adapter_kwargs") or {})}
-        adapter = Adapter(source, options)
-        adapter.check(self)
-        with without_load_report():
-            info = super().load_adapter(peft_model_id, *args, **kwargs)
-        name = kwargs.get("adapter_name") or (args[0] if args else None) or "default"
-        missing = {key for key in info.missing_keys if f".{name}." in key}  # the rest is that of other adapters
-        adapter.load_magnitudes(self, missing)
-        if missing:
-            raise ValueError(
-                f"The adapter {source} does not fit this {type(self).__name__}: it has nothing for {len(missing)} "
-                f"tensors, among them {min(missing)}. It was trained on another model, or with other targets than its "
-                "adapter_config.json says."
-            )
-        return info
-
-    @classmethod
-    def _plain_class(cls) -> type:
-        return EupeModel
-
-    @classmethod
     def _auto_classes(cls) -> dict[str, type]:
         known: dict[str, type] = {"AutoConfig": EupeConfig, "AutoModel": EupeModel, "AutoBackbone": EupeBackbone}
         return known | ({cls._task_auto_class: cls} if cls._task_auto_class else {})
-
-    def _default_processor(self) -> EupeImageProcessorPil:
-        side = self.base_model.config.image_size
-        return EupeImageProcessorPil(size={"height": side, "width": side})
-
-    def _new_card(self, tags: Sequence[str] = ()) -> ModelCard:
-        return model_card(self, tags)
 
 
 class _EupeEncoderModel(EupePreTrainedModel):
@@ -213,23 +76,15 @@ class _EupeEncoderModel(EupePreTrainedModel):
         self.post_init()
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Refuse what cannot be an image batch with a sentence, and cast to the dtype of the weights."""
-        channels, stride = self.config.num_channels, self.config.patch_size
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"pixel_values must be (batch, {channels}, height, width), got {tuple(pixel_values.shape)}. The image "
-                "processor makes them from pictures: processor(images, return_tensors='pt')."
-            )
+        """Refuse what cannot be an image batch, and cast to the dtype of the weights."""
+        channels, stride, shape = self.config.num_channels, self.config.patch_size, tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != channels:
+            raise ValueError(f"pixel_values must be (batch, {channels}, height, width), got {shape}. {_PROCESSOR}")
         if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be normalised floats, got {pixel_values.dtype}. Pass raw pictures through the "
-                "image processor: processor(images, return_tensors='pt')."
-            )
-        if pixel_values.shape[2] < stride or pixel_values.shape[3] < stride:
-            raise ValueError(
-                f"pixel_values must be at least {stride} x {stride} pixels, one patch, got "
-                f"{pixel_values.shape[2]} x {pixel_values.shape[3]}."
-            )
+            raise ValueError(f"pixel_values must be normalised floats, got {pixel_values.dtype}. {_PROCESSOR}")
+        if shape[2] < stride or shape[3] < stride:
+            got = f"{shape[2]} x {shape[3]}"
+            raise ValueError(f"pixel_values must be at least {stride} x {stride} pixels, one patch, got {got}.")
         return pixel_values.to(self.norm.weight.dtype)
 
 
@@ -273,8 +128,8 @@ class EupeModel(_EupeEncoderModel):
         Returns:
             `last_hidden_state` (B, tokens, C): all tokens after the final norm, `config.num_prefix_tokens` of them
             (class token, then registers) before the patches in row-major order; a ConvNeXt has only its grid.
-            `pooler_output` (B, C): the global feature, that is the normed class token, or for a ConvNeXt the norm of
-            the mean over the last stage. `hidden_states` on request: embeddings and each block's output before the
+            `pooler_output` (B, C): the global feature: the normed class token, or for a ConvNeXt the norm of the mean
+            over the last stage. `hidden_states` on request: embeddings and each block's output before the
             final norm (B, tokens, C), or for a ConvNeXt stem and stages (B, C, H, W). `attentions` on request, ViT
             only: (B, heads, tokens, tokens) per block.
 
@@ -293,12 +148,8 @@ class EupeModel(_EupeEncoderModel):
             outputs = self.encoder(pixel_values, **kwargs)
             grid = outputs.last_hidden_state.flatten(2).transpose(1, 2)  # (B, H * W, C)
             pooled, tokens = self.norm(grid.mean(dim=1)), self.norm(grid)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=tokens,
-            pooler_output=pooled,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        states, attentions = outputs.hidden_states, outputs.attentions
+        return BaseModelOutputWithPooling(tokens, pooled, hidden_states=states, attentions=attentions)
 
     def attention_maps(
         self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), queries: Sequence[int] | None = None
@@ -308,8 +159,8 @@ class EupeModel(_EupeEncoderModel):
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
             layers: Blocks, counted from 0; negative ones from the end.
-            queries: Tokens whose attention is wanted, e.g. `[0]` for the class token alone; default all. The whole
-                matrix of one block of eupe-b at 1024 pixels takes 0.8 GB in float32.
+            queries: Tokens whose attention you want, e.g. `[0]` for the class token alone; default all. The matrix of
+                one block of eupe-b at 1024 pixels takes 0.8 GB in float32.
 
         Returns:
             One (B, heads, queries, tokens) per entry of `layers`, rows summing to 1. Tokens count the prefix: patch
@@ -329,7 +180,7 @@ class EupeModel(_EupeEncoderModel):
 
 @dataclass
 class EupeBackboneOutput(BackboneOutput):
-    """Output of `EupeBackbone`: that of transformers' backbones, and the global feature of each chosen stage.
+    """transformers' `BackboneOutput`, and the global feature of each chosen stage.
 
     Args:
         cls_tokens: With `config.return_class_token`: one (B, C) per feature map, the class token, or for a ConvNeXt

@@ -1,11 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Adapters in `from_pretrained`: the head that one was trained with, and a sentence for one that does not fit."""
+"""Folders of adapters: their base, the head that one was trained with, and a sentence for one that does not fit."""
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -13,43 +10,28 @@ from typing import Any
 
 import torch
 from huggingface_hub import load_state_dict_from_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_utils import PreTrainedModel
-from transformers.quantizers import AutoQuantizationConfig
-from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available, logging
+from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available
 
 
-# In the folder of an adapter: the configuration of the model that it was trained on. It must not be named config.json,
-# or transformers would take the folder for a complete model.
+# The model's configuration in the folder of its adapter: with a config.json the folder would pass for a whole model.
 ADAPTER_CONFIG_NAME = "eupe_config.json"
-
-
 _WEIGHTS_NAME = "adapter_model.safetensors"
-
-
-_PREFIX = "base_model.model."  # of all names in such a file
-
-
+_PREFIX = "base_model.model."  # of all names in that file
 _OPTIONS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "force_download")
-
-
-# What models call the parts that are no encoder.
-_HEADS = ("head", "heads")
-
-
-# Both are the bare encoder, with the same names.
-_ENCODERS = frozenset(("EupeModel", "EupeBackbone"))
+_ENCODERS = frozenset(("EupeModel", "EupeBackbone"))  # the bare encoder, with the same names
 
 
 @dataclass
 class Adapter:
-    """A folder, or repository on the Hub, with an adapter that peft saved.
+    """An adapter that peft saved.
 
     Args:
-        source: The folder or repository.
+        source: Its folder, or repository on the Hub.
         options: `revision`, `token`, ..., of `transformers.utils.cached_file`.
-        is_resolved: The base was found already, and is what `from_pretrained` was called with.
+        is_resolved: `from_pretrained` was called with the base, because an Auto class has already found it.
     """
 
     source: str | os.PathLike
@@ -58,12 +40,7 @@ class Adapter:
 
     @classmethod
     def find(cls, source: str | os.PathLike | None, kwargs: dict[str, Any]) -> "Adapter | None":
-        """The adapter that `from_pretrained` was asked for; `None` where there is none.
-
-        Args:
-            source: Its first argument.
-            kwargs: Its keyword arguments.
-        """
+        """The adapter that arguments of `from_pretrained` name; `None` if they name none."""
         options = {key: kwargs[key] for key in _OPTIONS if key in kwargs}
         given = kwargs.get("adapter_kwargs") or {}
         if "_adapter_model_path" in given:  # from the Auto classes; revision and subfolder are those of the base
@@ -76,87 +53,68 @@ class Adapter:
 
     @property
     def base(self) -> str:
-        """Name or path of the model that the adapter is for.
-
-        Raises:
-            ValueError: None was written down.
-        """
+        """Name or path of the model that the adapter is for. Raises `ValueError` if the adapter does not name one."""
         path = find_adapter_config_file(self.source, **self.options)
         base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path") if path else None
         if not base:
             raise ValueError(
                 f"The adapter {self.source} does not say which model it is for: base_model_name_or_path in its "
-                "adapter_config.json is empty, as for a model that was not loaded with from_pretrained. Write it "
-                "there, or build the model and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
+                "adapter_config.json is empty, as for a model that was not loaded with from_pretrained. Fill it "
+                "in, or build the model and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
             )
         return base
 
     @property
     def architecture(self) -> str | None:
-        """Name of the class that the adapter was trained on; `None` where that was not saved with it."""
+        """Name of the class that the adapter was trained on; `None` if it was not saved with the adapter."""
         file = self._file(ADAPTER_CONFIG_NAME)
         saved = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file is not None else None
         return saved[0] if saved else None
 
-    def model_config(self, model_class: type[PreTrainedModel]) -> PreTrainedConfig | None:
-        """Configuration of the model that the adapter was trained on; `None` where none lies beside it.
+    def model_config(self, model_class: Any) -> PreTrainedConfig | None:
+        """Configuration of the model that the adapter was trained on; `None` if none lies beside it.
 
         Raises:
-            ValueError: That model was of another class.
+            ValueError: The model was of another class.
         """
-        saved = self.architecture
-        if saved is None:
+        if (saved := self.architecture) is None:
             return None
-        names = {known.__name__ for known in model_class.__mro__}  # a subclass of the class will do
+        names = {known.__name__ for known in model_class.__mro__}  # a subclass will do
         if saved not in names and not (saved in _ENCODERS and names & _ENCODERS):
             raise ValueError(
-                f"The adapter {self.source} was trained on an {saved}, and cannot be loaded as "
-                f"{model_class.__name__}: load it with the class, or Auto class, that it was made with."
+                f"The adapter {self.source} was trained on an {saved} and cannot be loaded as "
+                f"{model_class.__name__}. Load it with the class, or Auto class, that it was made with."
             )
         return model_class.config_class.from_json_file(self._file(ADAPTER_CONFIG_NAME))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors by the names they have in the model; empty where the file is none of safetensors.
+        """Shapes of the tensors by their names in the model; empty if the weights are not in a safetensors file.
 
         Raises:
             ValueError: The file is damaged.
         """
-        file = self._file(_WEIGHTS_NAME)
-        if file is None:
+        if (file := self._file(_WEIGHTS_NAME)) is None:
             return {}
-        # the header alone: its length in 8 bytes, then names, shapes and places in the rest of the file
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            text = stream.read(length) if length <= size else b""
         try:
-            header = json.loads(text)
-        except ValueError:
-            header = {}
-        header.pop("__metadata__", None)
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if not header or size != expected:
-            announced = f"{expected} bytes were announced, {size} are there" if header else "its header is unreadable"
+            with safe_open(file, framework="pt") as tensors:
+                names = tensors.keys()
+                return {name.removeprefix(_PREFIX): tuple(tensors.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"The adapter file {file} is damaged, as if cut off while it was copied: {announced}. Copy it again."
-            )
-        return {name.removeprefix(_PREFIX): tuple(entry["shape"]) for name, entry in header.items()}
+                f"The adapter file {file} is damaged, as if cut off during a copy ({error}). Copy it again."
+            ) from error
 
     def check(self, model: nn.Module) -> None:
-        """Refuse an adapter that does not fit a model, before anything is loaded.
-
-        Raises:
-            ValueError: The adapter has layers that the model has not, or of other sizes; or its file is damaged.
-        """
+        """Refuse with a `ValueError` an adapter for layers that a model lacks or has in other sizes."""
         for name, shape in self.shapes().items():
             layer, _, part = name.partition(".lora_")
             try:
                 module = reduce(getattr, layer.split("."), model)
             except AttributeError:
-                self._refuse(model, f"it is for {layer}, which the model has not")
+                self._refuse(model, f"it is for {layer}, which the model does not have")
             module = getattr(module, "base_layer", module) if part else module  # another adapter may be there
             here = tuple(module.weight.shape if part else module.shape)
-            if part and isinstance(module, nn.Linear):  # one of four bits keeps its weight in another shape
+            if part and isinstance(module, nn.Linear):  # a quantized one keeps its weight in another shape
                 here = (module.out_features, module.in_features)
             side = {"A": 1, "B": 0}.get(part[:1]) if part.endswith(".weight") else None
             if (side is not None and shape[side] != here[side]) or (not part and shape != here):
@@ -164,12 +122,7 @@ class Adapter:
 
     @torch.no_grad()
     def load_magnitudes(self, model: nn.Module, missing_keys: set[str]) -> None:
-        """Load the magnitudes of DoRA, which transformers passes over: it does not know the name they are saved by.
-
-        Args:
-            model: The model, with the adapter.
-            missing_keys: Names that transformers found nothing for; what is loaded here is taken out.
-        """
+        """Load DoRA's magnitudes, whose names transformers does not know, and remove them from its `missing_keys`."""
         wanted = {key for key in missing_keys if ".lora_magnitude_vector." in key}
         file = self._file(_WEIGHTS_NAME) or self._file("adapter_model.bin") if wanted else None
         saved = {} if file is None else load_state_dict_from_file(file)
@@ -180,42 +133,37 @@ class Adapter:
                 missing_keys.remove(key)
 
     def check_base(self, model: nn.Module, loading_info: dict[str, Any]) -> None:
-        """Refuse a base that is not the one, or from which a part is missing.
+        """Refuse a base of another architecture, or one that lacks a part, with a `ValueError`.
 
         Args:
             model: The model, without the adapter.
-            loading_info: What was neither in the base nor is in the adapter, and what of the base was left over.
-
-        Raises:
-            ValueError: As above.
+            loading_info: transformers' `missing_keys`, without those of the adapter, and `unexpected_keys`.
         """
-        missing = sorted(loading_info["missing_keys"])
-        if missing:
-            self._refuse(
-                model,
+        if missing := sorted(loading_info["missing_keys"]):
+            why = (
                 f"{missing[0]} is neither in the base nor in the adapter. A head that was frozen while the adapter "
-                "was trained is not in it: save the model with that head, and name it as the base",
+                "was trained is not in it: save the model with that head, and name it as the base"
             )
-        left_over = sorted(key for key in loading_info["unexpected_keys"] if "encoder." in key)
-        if left_over:
-            self._refuse(model, f"the base has {left_over[0]}, which the model that it was trained on had not")
+            self._refuse(model, why)
+        if left_over := sorted(key for key in loading_info["unexpected_keys"] if "encoder." in key):
+            self._refuse(model, f"the base has {left_over[0]}, which the model it was trained on did not have")
 
     def explain(self, base: str | os.PathLike, error: Exception) -> Exception:
-        """What to raise where the base could not be loaded."""
+        """The error to raise when the base could not be loaded."""
         if isinstance(error, OSError):
             return OSError(
-                f"The adapter {self.source} is for {os.fspath(base)!r}, which is not to be had: {error}\nIf the base "
+                f"The adapter {self.source} is for {os.fspath(base)!r}, which was not found: {error}\nIf the base "
                 "has moved, change base_model_name_or_path in the adapter's adapter_config.json."
             )
         return ValueError(
             f"The adapter {self.source} does not fit {os.fspath(base)!r}, which it names as its base: the weights "
-            f"there are those of another architecture than the one in its {ADAPTER_CONFIG_NAME}. {error}"
+            f"there belong to another architecture than its {ADAPTER_CONFIG_NAME} describes. {error}"
         )
 
     def _refuse(self, model: nn.Module, why: str) -> None:
         raise ValueError(
-            f"The adapter {self.source} does not fit this {type(model).__name__}: {why}. An adapter can only be "
-            "loaded on the model that it was trained on, or an equal one."
+            f"The adapter {self.source} does not fit this {type(model).__name__}: {why}. Load it on the model that it "
+            "was trained on, or an equal one."
         )
 
     def _file(self, name: str) -> Path | None:
@@ -223,53 +171,8 @@ class Adapter:
         return None if file is None else Path(file)
 
 
-@contextmanager
-def without_load_report() -> Iterator[None]:
-    """Keep transformers from reporting as missing from the base what the adapter brings, and DoRA's magnitudes.
-
-    What is really missing is an error here, not a line in a report.
-    """
-
-    def is_no_report(record: Any) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    loggers = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", "integrations.peft")]
-    for logger in loggers:
-        logger.addFilter(is_no_report)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_no_report)
-
-
-def without_heads(quantization_config: Any) -> Any:
-    """The same quantization for the encoder alone, unless it says which parts it leaves out.
-
-    transformers leaves out the output layer of language models and no other head.
-
-    Args:
-        quantization_config: As for `from_pretrained`, for example a `transformers.BitsAndBytesConfig`.
-
-    Returns:
-        A copy.
-    """
-    is_dict = isinstance(quantization_config, dict)
-    chosen = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else copy(quantization_config)
-    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes, and most of the others
-        if getattr(chosen, name, ()) is None:
-            setattr(chosen, name, list(_HEADS))
-    return chosen
-
-
 def save_model_config(config: PreTrainedConfig, architecture: str, folder: str | os.PathLike) -> None:
-    """Write the configuration of the model that an adapter is for beside the adapter.
-
-    Args:
-        config: The configuration; it stays as it is.
-        architecture: Name of the class of the model.
-        folder: Folder of the adapter.
-    """
+    """Write the configuration of a model, and the name of its class, beside an adapter for it."""
     saved = type(config).from_dict(config.to_dict())
     saved.architectures = [architecture]
     vars(saved).pop("quantization_config", None)  # of the base in this run; the adapter serves any other as well

@@ -25,7 +25,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe_llava import EupeLlavaConfig
 from .modeling_eupe import EupeModel
-from .modeling_eupe_saving import EupeSavingMixin, llava_card
+from .modeling_eupe_cards import llava_card
+from .modeling_eupe_saving import EupeSavingMixin
 from .processing_eupe_llava import EupeLlavaProcessor, end_of_turn_id
 
 
@@ -62,10 +63,6 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
         return loaded
 
     @classmethod
-    def _plain_class(cls) -> type:
-        return EupeLlavaForConditionalGeneration
-
-    @classmethod
     def _auto_classes(cls) -> dict[str, type]:
         return {
             "AutoConfig": EupeLlavaConfig,
@@ -73,6 +70,9 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
             "AutoModelForImageTextToText": EupeLlavaForConditionalGeneration,
             "AutoProcessor": EupeLlavaProcessor,
         }
+
+    def _default_processor(self) -> None:
+        return None  # a processor saves its own
 
     def _new_card(self, tags: Sequence[str] = ()) -> ModelCard:
         return llava_card(self, tags)

@@ -18,8 +18,8 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_eupe import EupeConfig
 from .configuration_eupe_multitask import EupeMultiTaskConfig
 from .modeling_eupe import EupeBackbone
+from .modeling_eupe_cards import head_card
 from .modeling_eupe_head import EupeModelWithHeads, EupeTaskModel
-from .modeling_eupe_saving import head_card
 from .modeling_eupe_tasks import TASK_MODELS, saved_task_class
 
 

@@ -4,17 +4,16 @@
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 from transformers import LlavaProcessor
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import MultiModalData
 
 from .configuration_eupe import EupeConfig
 from .image_processing_eupe import EupeImageProcessor
+from .sharing_eupe import EupeCodeMixin, EupeNamesMixin
 
 
 class _ChatFormat(NamedTuple):
@@ -100,7 +99,7 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     return tokenizer.get_vocab().get(_chat_format(tokenizer).end)
 
 
-class EupeLlavaProcessor(LlavaProcessor):
+class EupeLlavaProcessor(EupeNamesMixin, EupeCodeMixin, LlavaProcessor):
     """transformers' `LlavaProcessor` with an EUPE image processor.
 
     Each image token of a prompt becomes as many as the image has features: its height and width, after resizing, in
@@ -247,11 +246,6 @@ class EupeLlavaProcessor(LlavaProcessor):
             num_image_tokens=[self.image_tokens(*size) for size in sizes], num_image_patches=[1] * len(sizes)
         )
 
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        # transformers uploads what is newer than these, and the source files were written just before
-        timestamps = super()._get_files_timestamps(working_dir)
-        return {name: t for name, t in timestamps.items() if not re.fullmatch(r"\w+_eupe\w*\.py", name)}
-
     def to_dict(self) -> dict[str, Any]:
         """Content of `processor_config.json`, which also says where the code is."""
         auto_map = {"AutoProcessor": f"processing_eupe_llava.{type(self).__name__}"}
@@ -259,7 +253,5 @@ class EupeLlavaProcessor(LlavaProcessor):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save as transformers does, and the source files with it, so that `trust_remote_code=True` finds them."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        custom_object_save(EupeLlavaProcessor, folder)
-        return super().save_pretrained(os.fspath(folder), push_to_hub=push_to_hub, **kwargs)
+        self._save_code(save_directory)
+        return super().save_pretrained(os.fspath(save_directory), push_to_hub=push_to_hub, **kwargs)

@@ -16,7 +16,8 @@ from torch import nn
 
 from eupe_hf.data.options import DataArguments, InputArguments
 from eupe_hf.evaluation.results import EvaluationResult
-from eupe_hf.models.modeling_eupe import EupePreTrainedModel, model_card
+from eupe_hf.models.modeling_eupe import EupePreTrainedModel
+from eupe_hf.models.modeling_eupe_cards import model_card
 from eupe_hf.variants import VARIANTS
 
 from .options import ModelArguments, RecipeArguments
