@@ -47,7 +47,10 @@ def test_import_costs_under_a_tenth_of_a_second() -> None:
     assert min(float(run[0]) for run in runs) < 0.1
     top_level, own = set(runs[0][1].split()), set(runs[0][2].split())
     assert not top_level & {"peft", "datasets", "torchvision", "accelerate", "matplotlib"}
-    known = {f"models.{path.stem}" for path in TRAVELLING} - {"models.modeling_eupe_llava"}
+    known = {f"models.{path.stem}" for path in TRAVELLING} - {
+        "models.modeling_eupe_llava",
+        "models.modeling_eupe_llava_joining",
+    }
     known |= {"hub", "hub.fetch", "hub.registry", "hub.short_names", "models", "variants"}
     assert {name.removeprefix("eupe_hf.") for name in own} == known
 
@@ -63,10 +66,12 @@ def test_public_names_resolve() -> None:
 def test_travelling_files_are_known() -> None:
     assert [path.stem for path in TRAVELLING] == [
         "configuration_eupe", "configuration_eupe_llava", "configuration_eupe_multitask", "configuration_eupe_pyramid",
-        "image_processing_eupe", "image_processing_eupe_targets", "modeling_eupe", "modeling_eupe_adapter",
+        "image_processing_eupe", "image_processing_eupe_reading", "image_processing_eupe_targets",
+        "modeling_eupe", "modeling_eupe_adapter",
         "modeling_eupe_convnext",
         "modeling_eupe_depth", "modeling_eupe_detection", "modeling_eupe_detection_loss", "modeling_eupe_head",
-        "modeling_eupe_image_classification", "modeling_eupe_llava", "modeling_eupe_multitask",
+        "modeling_eupe_image_classification", "modeling_eupe_llava", "modeling_eupe_llava_joining",
+        "modeling_eupe_multitask",
         "modeling_eupe_pyramid", "modeling_eupe_saving", "modeling_eupe_segmentation", "modeling_eupe_vit",
         "post_processing_eupe", "processing_eupe_llava",
     ]  # fmt: skip

@@ -113,7 +113,7 @@ def test_what_can_not_be_joined_is_refused(tmp_path: Path) -> None:
     scaled = make("CohereConfig", {"num_key_value_heads": 2, "logit_scale": 0.1})
     with pytest.raises(ValueError, match="CohereForCausalLM does more to its logits than a linear head"):
         join(make_tower("vit"), scaled, **options)
-    with pytest.raises(ValueError, match="vision must be an EupeModel or where one is, got LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="vision must be an EupeModel or its name or folder, got LlamaForCausalLM"):
         join(make_language_model(), make_language_model(), **options)
     with pytest.raises(ValueError, match="pass tokenizer="):
         join(make_tower("vit"), make_language_model())

@@ -101,7 +101,7 @@ def test_squares_of_patches_are_joined_row_by_row() -> None:
     assert projector(features, (4, 5)).shape == (1, 4, 32)
     first = [[0, 1, 5, 6], [2, 3, 7, 8], [10, 11, 15, 16], [12, 13, 17, 18]]
     assert seen[0][0, :, ::192].tolist() == first
-    with pytest.raises(ValueError, match="20 features are no grid of 4 x 4"):
+    with pytest.raises(ValueError, match="20 features do not form a grid of 4 x 4"):
         projector(features)
 
 

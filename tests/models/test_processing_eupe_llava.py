@@ -19,8 +19,8 @@ from eupe_hf import EupeLlavaProcessor
 
 
 PHOTO = ROOT / "examples" / "images" / "coffee.jpg"
-CODE_FILES = {"image_processing_eupe.py", "image_processing_eupe_targets.py", "post_processing_eupe.py"}
-CODE_FILES |= {"configuration_eupe.py", "processing_eupe_llava.py"}
+CODE_FILES = {"image_processing_eupe.py", "image_processing_eupe_reading.py", "post_processing_eupe.py"}
+CODE_FILES |= {"image_processing_eupe_targets.py", "configuration_eupe.py", "processing_eupe_llava.py"}
 
 
 def ask(question: str, *images: Any) -> list[dict[str, Any]]:

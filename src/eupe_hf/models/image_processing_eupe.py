@@ -1,17 +1,15 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""From pictures in any form to the `pixel_values` that EUPE was trained on.
+"""Turns images of any kind into the `pixel_values` that EUPE was trained on.
 
 `EupeImageProcessor` and `EupeImageProcessorPil` are transformers' two back ends over one implementation in plain
-torch: the same values, bit for bit, with and without torchvision. The order of operations is that of upstream's eval
+torch: the same values, bit for bit, with and without torchvision. The order of operations is upstream's eval
 transform: RGB, resize on 8 bits with antialiasing, crop, times 1/255, ImageNet mean and standard deviation.
 """
 
-import http.client
-import io
 import os
-import struct
-import urllib.request
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +17,50 @@ import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from torch.nn import functional
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import AnnotationType, ChannelDimension, ImageInput, SizeDict, is_pil_image
+from transformers.image_utils import AnnotationType, ChannelDimension, ImageInput, SizeDict
 from transformers.processing_utils import Unpack
-from transformers.utils import is_torchvision_available, is_vision_available, requires_backends
+from transformers.utils import is_torchvision_available
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .image_processing_eupe_reading import open_image, read_pixels
 from .image_processing_eupe_targets import EupeTargetsKwargs, EupeTargetsMixin, resized_size
 from .post_processing_eupe import EupePostProcessingMixin
 
 
-if is_vision_available():
-    import PIL.Image
-    import PIL.ImageOps
-
-    # what Pillow raises on damaged, truncated and oversized pictures
-    _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError)
-
-
-_MODULE = "image_processing_eupe"
-
-
-_SOURCES = (
-    f"{_MODULE}.py",
-    f"{_MODULE}_targets.py",
-    "post_processing_eupe.py",
-)  # what a folder needs to load the processor without the package
-
-
-_AUTO_MAP = {"torchvision": f"{_MODULE}.EupeImageProcessor", "pil": f"{_MODULE}.EupeImageProcessorPil"}
-
-
+_CLASSES = {"torchvision": "EupeImageProcessor", "pil": "EupeImageProcessorPil"}
 # Pillow's codes for the filters that torch has: NEAREST, BILINEAR, BICUBIC, and LANCZOS in its recent releases
 _INTERPOLATION = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
-
-
 if hasattr(torch._C._nn, "_upsample_lanczos2d_aa"):
     _INTERPOLATION[1] = "lanczos"
+
+
+class SavedCodeMixin:
+    """Saves a processor with its source files, so that `trust_remote_code=True` finds them."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Saves as transformers does, and the source files too. Returns the paths of the files."""
+        folder, parent = Path(save_directory), __name__.rpartition(".")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        # your own subclass stays where it is: its script is not for publishing
+        ours = next(cls for cls in type(self).__mro__ if cls.__module__.rpartition(".")[0] == parent)
+        sources = custom_object_save(ours, folder)
+        saving: Any = super()
+        return [*saving.save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs), *sources]
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        # transformers uploads what is newer than these, and the source files were written just before
+        saving: Any = super()
+        timestamps = saving._get_files_timestamps(working_dir)
+        return {name: time for name, time in timestamps.items() if not re.fullmatch(r"\w+_eupe\w*\.py", name)}
+
+
+class _ReadPixels(list[torch.Tensor]):
+    """Images that `process_image` read and checked."""
 
 
 class EupeImageProcessorKwargs(EupeTargetsKwargs, total=False):  # type: ignore[call-arg]
@@ -70,8 +74,8 @@ class EupeImageProcessorKwargs(EupeTargetsKwargs, total=False):  # type: ignore[
     size_divisor: int | None
 
 
-class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
-    """What both back ends share: all of it. Images travel as (C, H, W) tensors, uint8 or float32 on [0, 1]."""
+class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTargetsMixin):
+    """What both back ends share: all of it. Images travel as (C, H, W) tensors, uint8 or float32 in [0, 1]."""
 
     valid_kwargs = EupeImageProcessorKwargs
     do_convert_rgb = True
@@ -92,23 +96,25 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
         annotations: AnnotationType | list[AnnotationType] | None = None,
         **kwargs: Unpack[EupeImageProcessorKwargs],
     ) -> BatchFeature:
-        """Turns images into `pixel_values`, targets into `labels`; `processor(images)` is the same call.
+        """Turns images into `pixel_values` and targets into `labels`. `processor(images)` is the same call.
 
         Args:
-            images: One image or a list, kinds and sizes mixed at will: a file path, an http(s) URL, a PIL image of any
-                mode, an array or tensor (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4, or a batch of those with
-                four axes. Integers are 0..255, uint16 0..65535, floats [0, 1], bool black and white; PIL mode I is
-                16-bit where a value exceeds 255. EXIF rotation is undone and alpha dropped. Where both layouts fit,
-                arrays are channels last and tensors channels first, unless `input_data_format` says otherwise. Pillow
-                reads grey files of 16 bits in full, but colour files of 16 bits per channel as 8.
+            images: One image or a list of any kinds and sizes: a file path, an http(s) URL, a PIL image of any mode,
+                an array or tensor (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4, or a batch of those with four
+                axes. Integers are 0..255, uint16 0..65535, floats [0, 1], bool black and white. PIL mode I is 16-bit
+                if a value exceeds 255. EXIF rotation is undone and alpha dropped. If both layouts fit, arrays are
+                channels last and tensors channels first, unless `input_data_format` says otherwise. Pillow reads
+                grey files of 16 bits in full, but colour files of 16 bits per channel as 8.
             segmentation_maps: One (H, W) map of class ids per image, of its size: PIL images in the modes 1, L, P (its
                 indices), I and I;16, their paths, arrays or tensors of integers. They follow the image with the
-                nearest pixel; what is added around is `semantic_loss_ignore_index`. See also `do_reduce_labels`.
+                nearest pixel. What is added around is `semantic_loss_ignore_index`. See also `do_reduce_labels`.
             annotations: COCO's, one dictionary per image: `image_id`, and `annotations`, a list of dictionaries with
                 `bbox`, [left, top, width, height] in pixels of the original image with EXIF rotation undone,
                 `category_id`, and optionally `area` in square pixels and `iscrowd`. Boxes are clipped to what is left
-                of the image; those of which nothing is left, and crowds, are dropped.
+                of the image. Boxes outside it, and crowds, are dropped.
             **kwargs: `return_tensors`, `device`, `input_data_format`, and for this call any option of the constructor.
+                Images of one size are resized together on an accelerator and one by one on the CPU, where that is
+                faster. `disable_grouping` overrides this. The values are the same.
 
         Returns:
             `pixel_values`, float32, normalised: with `return_tensors="pt"` or `"np"` of shape (B, 3, H, W), without it
@@ -119,49 +125,44 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
             zeros, `image_id` (1,), `size` (2,) of the processed and `orig_size` (2,) of the given image, height first.
 
         Raises:
-            TypeError: Where an input is no image, or no map.
-            ValueError: Where an image is unreadable, empty, out of range or of another number of channels, an option
-                is not supported, images of different sizes are to be stacked, or targets do not fit their images.
+            TypeError: An input is not an image or not a map.
+            ValueError: An image is unreadable, empty, out of range or has a wrong number of channels, an option is
+                not supported, images of different sizes would be stacked, or targets do not fit their images.
         """
         return super().preprocess(images, segmentation_maps, annotations, **kwargs)
 
+    def preprocess_pixels(
+        self, images: Sequence[torch.Tensor], **kwargs: Unpack[EupeImageProcessorKwargs]
+    ) -> BatchFeature:
+        """Does what `preprocess` does for images from `process_image`, without converting or checking them again.
+
+        Use it if you augment between reading and preprocessing.
+
+        Args:
+            images: (3, H, W) each: uint8, or float32 in [0, 1]. Other tensors give wrong values, not errors.
+            **kwargs: As in `preprocess`, also `segmentation_maps` or `annotations`.
+        """
+        return super().preprocess(_ReadPixels(images), **kwargs)
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Reads paths and URLs, also in lists, into PIL images as stored: transformers' own cuts them to 8 bits."""
+        """Reads paths and URLs, also in lists, into PIL images as stored. transformers' own cuts them to 8 bits."""
         if isinstance(image_url_or_urls, (str, os.PathLike)):
-            return _read_image(image_url_or_urls, "The image")
+            return open_image(image_url_or_urls, "The image")
         is_list = _is_list(image_url_or_urls)
         return [self.fetch_images(item) for item in image_url_or_urls] if is_list else image_url_or_urls
 
     def process_image(self, image: Any, index: int = 0, **kwargs: Unpack[EupeImageProcessorKwargs]) -> torch.Tensor:
-        """Brings one image (see `preprocess`) to (C, H, W): uint8, or float32 on [0, 1] where it has more than 8 bits.
+        """Reads one image (see `preprocess`) into (C, H, W): uint8, or float32 in [0, 1] if it has more than 8 bits.
 
-        Of the options it reads `do_convert_rgb`, `input_data_format` and `device`; `index` is for error messages.
+        Of the options it uses `do_convert_rgb`, `input_data_format` and `device`; `index` is for error messages.
         """
-        name, do_convert_rgb = f"images[{index}]", kwargs.get("do_convert_rgb", True)
-        layouts = [ChannelDimension.LAST, ChannelDimension.FIRST]
-        if isinstance(image, (str, os.PathLike)):
-            image = _read_image(image, name)
-        if is_pil_image(image):
-            image, layouts = _pil_to_array(image, do_convert_rgb, name), layouts[:1]
-        elif kwargs.get("input_data_format") is not None:
-            layouts = [kwargs["input_data_format"]]
-        elif isinstance(image, torch.Tensor):
-            layouts.reverse()
-        if isinstance(image, np.ndarray) and image.dtype.kind in "buif" and image.dtype.itemsize <= 8:
-            # a copy: torch takes neither read-only arrays nor negative strides nor foreign byte orders
-            image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
-        if not isinstance(image, torch.Tensor) or image.is_complex():
-            kind = f"{type(image).__name__} {getattr(image, 'dtype', '')}".rstrip()
-            raise TypeError(f"{name} is of type {kind}: pass a path, URL, PIL image, array or tensor of real numbers.")
-        image = _to_pixels(_to_channels_first(image.detach(), layouts, name), name)
-        if do_convert_rgb:
-            image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
-        return image.to(kwargs.get("device"))
+        do_convert_rgb, layout = kwargs.get("do_convert_rgb", True), kwargs.get("input_data_format")
+        return read_pixels(image, f"images[{index}]", do_convert_rgb, layout).to(kwargs.get("device"))
 
     def resize(self, image: torch.Tensor, size: SizeDict, resample: int = 2, **kwargs: Any) -> torch.Tensor:
-        """Resizes (C, H, W) with antialiasing, as torchvision's `Resize` does; `shortest_edge` keeps the aspect ratio.
+        """Resizes (..., C, H, W) with antialiasing, as torchvision does; `shortest_edge` keeps the aspect ratio.
 
-        uint8 stays uint8; off the CPU it is rounded from float32, which can differ from the CPU by a grey level.
+        uint8 stays uint8. Off the CPU it is rounded from float32, which can differ from the CPU by a grey level.
         """
         height, width = image.shape[-2:]
         target = resized_size(height, width, size)
@@ -169,28 +170,37 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
             return image
         mode = _INTERPOLATION[resample]
         pixels = image if image.device.type == "cpu" else image.to(torch.float32)
-        resized = functional.interpolate(pixels[None], target, mode=mode, antialias=mode != "nearest-exact")[0]
+        # one image gets its batch axis in the order (H, W, C), in which torch recognises the fast layout
+        batch = pixels if image.ndim == 4 else pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        resized = functional.interpolate(batch, target, mode=mode, antialias=mode != "nearest-exact")
+        resized = resized.reshape(*image.shape[:-2], *target)
         if image.dtype == torch.uint8:
             return resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255).to(torch.uint8)
-        return resized.clamp(0, 1)  # bicubic overshoots; torch clips uint8 by itself
+        return resized.clamp(0, 1)  # bicubic overshoots; torch clips uint8
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
-        """Cuts the middle out of (C, H, W), padding with black where that is smaller: torchvision's `CenterCrop`."""
+        """Cuts the middle out of (..., H, W), padded with black if it is smaller, like torchvision's `CenterCrop`."""
         image = _pad_centered(image, max(size.height, image.shape[-2]), max(size.width, image.shape[-1]))
         top = round((image.shape[-2] - size.height) / 2)
         left = round((image.shape[-1] - size.width) / 2)
-        return image[:, top : top + size.height, left : left + size.width]
+        return image[..., top : top + size.height, left : left + size.width]
 
     def normalize(
-        self, image: torch.Tensor, mean: float | Sequence[float], std: float | Sequence[float], **kwargs: Any
+        self,
+        image: torch.Tensor,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        inplace: bool = False,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """Subtracts `mean` from (C, H, W) and divides by `std`: one number or C of them, else a ValueError."""
-        shift = torch.tensor(mean, dtype=torch.float32, device=image.device).reshape(-1, 1, 1)
-        scale = torch.tensor(std, dtype=torch.float32, device=image.device).reshape(-1, 1, 1)
-        if not {len(shift), len(scale)} <= {1, len(image)}:
-            counts = f"{len(shift)} and {len(scale)}"
-            raise ValueError(f"image_mean and image_std have {counts} values: give 1 or {len(image)}.")
-        return (image.to(torch.float32) - shift) / scale
+        """Subtracts `mean` from (..., C, H, W) and divides by `std`: one number or C of them, else a ValueError."""
+        shift, scale = (torch.tensor(values, dtype=torch.float32, device=image.device) for values in (mean, std))
+        counts, channels = [shift.numel(), scale.numel()], image.shape[-3]
+        if not {*counts} <= {1, channels}:
+            given = " and ".join(map(str, counts))
+            raise ValueError(f"image_mean and image_std have {given} values: give 1 or {channels}.")
+        pixels = image.to(torch.float32, copy=not inplace)
+        return pixels.sub_(shift.reshape(-1, 1, 1)).div_(scale.reshape(-1, 1, 1))
 
     def pad(self, images: list[torch.Tensor], size_divisor: int | None = None, **kwargs: Any) -> list[torch.Tensor]:
         """Pads (C, H, W) with zeros all around to the largest, in multiples of `size_divisor`; odd pixels go last."""
@@ -199,26 +209,13 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
         height, width = (-(-side // divisor) * divisor for side in largest)
         return [_pad_centered(image, height, width) for image in images]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> list[str]:
-        """Saves as transformers does, and the source files with it, so that `trust_remote_code=True` finds them."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _SOURCES:
-            (folder / name).write_bytes(Path(__file__).with_name(name).read_bytes())
-        sources = [str(folder / name) for name in _SOURCES]
-        return [*super().save_pretrained(str(folder), *args, **kwargs), *sources]
-
     def to_dict(self) -> dict[str, Any]:
-        """Gives the content of `preprocessor_config.json`: the options, and where the code is for those without it."""
+        """Returns the content of `preprocessor_config.json`: the options, and which files hold the code."""
         output = super().to_dict()
-        output["image_processor_type"] = "EupeImageProcessor"
-        output["auto_map"] = {**output.get("auto_map", {}), "AutoImageProcessor": dict(_AUTO_MAP)}
+        output["image_processor_type"] = _CLASSES["torchvision"]
+        auto_map = {backend: f"image_processing_eupe.{name}" for backend, name in _CLASSES.items()}
+        output["auto_map"] = {**output.get("auto_map", {}), "AutoImageProcessor": auto_map}
         return output
-
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        # transformers uploads what is newer than these, and the source files were written just before
-        timestamps = super()._get_files_timestamps(working_dir)
-        return {file: time for file, time in timestamps.items() if file not in _SOURCES}
 
     def _set_attributes(self, **kwargs: Any) -> None:
         # transformers checks the options of a call only; here a wrong one fails in the constructor
@@ -249,32 +246,34 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
                 raise ValueError(f"{name}={value} is not supported: give {choices}.")
 
     def _prepare_image_like_inputs(self, images: Any, **kwargs: Any) -> list[torch.Tensor]:
-        images = _flatten(images)
+        is_read = isinstance(images, _ReadPixels)
+        images = list(images) if is_read else _flatten(images)
         if not images:
             raise ValueError("The batch is empty: pass at least one image.")
+        if is_read:
+            return [image.to(kwargs.get("device")) for image in images]
         return [self.process_image(image, index=index, **kwargs) for index, image in enumerate(images)]
 
     def _preprocess(self, images: list[torch.Tensor], **kwargs: Any) -> BatchFeature:
-        divisor, return_tensors = kwargs["size_divisor"], kwargs["return_tensors"]
-        processed = []
-        for index, image in enumerate(images):
-            if kwargs["do_resize"]:
-                image = self.resize(image, kwargs["size"], kwargs["resample"])
-            if kwargs["do_center_crop"]:
-                image = self.center_crop(image, kwargs["crop_size"])
-            if divisor and not kwargs["do_pad"]:
-                image = _cut_to_multiple(image, divisor, index)
-            scale = 1 if image.dtype == torch.uint8 else 255  # what is on [0, 1] counts as divided by 255 already
-            image = image.to(torch.float32).contiguous()
-            if kwargs["do_rescale"]:  # times 1/255, not divided by 255: upstream's last bit hangs on it
-                image = image * (kwargs["rescale_factor"] * scale)
-            if kwargs["do_normalize"]:
-                image = self.normalize(image, kwargs["image_mean"], kwargs["image_std"])
-            processed.append(image)
+        divisor, return_tensors, is_alone = (
+            kwargs["size_divisor"],
+            kwargs["return_tensors"],
+            kwargs["disable_grouping"],
+        )
+        if kwargs["do_resize"]:
+            # on the CPU, stacking images at their full size costs more than one call saves
+            is_alone = images[0].device.type == "cpu" if is_alone is None else is_alone
+            resize = partial(self.resize, size=kwargs["size"], resample=kwargs["resample"])
+            images = [resize(image) for image in images] if is_alone else list(_by_shape(images, resize))
+        if kwargs["do_center_crop"]:
+            images = [self.center_crop(image, kwargs["crop_size"]) for image in images]
+        if divisor and not kwargs["do_pad"]:
+            images = [_cut_to_multiple(image, divisor, index) for index, image in enumerate(images)]
+        processed = _by_shape(images, partial(self._to_values, **kwargs))
         if kwargs["do_pad"]:
-            processed = self.pad(processed, divisor)
+            processed = self.pad(list(processed), divisor)
         if return_tensors is None:
-            arrays = [image.cpu().numpy() for image in processed] if self.backend == "pil" else processed
+            arrays = [image.cpu().numpy() if self.backend == "pil" else image for image in processed]
             return BatchFeature({"pixel_values": arrays})
         shapes = sorted({tuple(image.shape) for image in processed})
         if len(shapes) > 1:
@@ -282,9 +281,19 @@ class EupeImageProcessorMixin(EupePostProcessingMixin, EupeTargetsMixin):
                 f"The images have the shapes {', '.join(map(str, shapes[:8]))} and can't be stacked: pass a height "
                 "and a width as size, do_center_crop=True, do_pad=True, or no return_tensors."
             )
-        stacked = torch.stack(processed)
+        stacked = processed if isinstance(processed, torch.Tensor) else torch.stack(processed)
         stacked = stacked if return_tensors == "pt" else stacked.cpu().numpy()
         return BatchFeature({"pixel_values": stacked}, tensor_type=return_tensors)
+
+    def _to_values(self, images: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Rescales and normalises (N, C, H, W), a stack that nothing else holds, in place if it is float32."""
+        scale = 1 if images.dtype == torch.uint8 else 255  # what is in [0, 1] counts as divided by 255 already
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+        if kwargs["do_rescale"]:  # times 1/255, not divided by 255: upstream's last bit depends on it
+            pixels.mul_(kwargs["rescale_factor"] * scale)
+        if kwargs["do_normalize"]:
+            pixels = self.normalize(pixels, kwargs["image_mean"], kwargs["image_std"], inplace=True)
+        return pixels
 
 
 class EupeImageProcessorPil(EupeImageProcessorMixin, PilBackend):
@@ -305,7 +314,7 @@ class EupeImageProcessorPil(EupeImageProcessorMixin, PilBackend):
 
 
 class EupeImageProcessor(EupeImageProcessorMixin, TorchvisionBackend):
-    """Image processor of EUPE. By default upstream's eval transform: squash to 256x256, bilinear, ImageNet statistics.
+    """Image processor of EUPE, by default upstream's eval transform: 256 x 256, bilinear, ImageNet statistics.
 
     Where torchvision is not available the constructor, `from_pretrained` and `from_dict` give an
     `EupeImageProcessorPil`, whose values are the same. Inputs and errors: see `preprocess`.
@@ -356,66 +365,20 @@ def _flatten(images: Any) -> list[Any]:
     return list(images) if is_batch else [images]
 
 
-def _read_image(reference: str | os.PathLike, name: str) -> "PIL.Image.Image":
-    requires_backends("EupeImageProcessor", ["vision"])
-    source: Any = os.fsdecode(reference)
-    try:
-        if source.startswith(("http://", "https://")):
-            request = urllib.request.Request(source, headers={"User-Agent": "eupe-hf"})
-            with urllib.request.urlopen(request, timeout=30) as response:
-                source = io.BytesIO(response.read())
-        with PIL.Image.open(source) as image:
-            image.load()
-        return image
-    except (*_UNREADABLE, http.client.HTTPException) as error:
-        name = f"{name} {str(reference)[:200]!r}"
-        raise ValueError(f"{name} can't be read ({error}): pass an image file or URL.") from error
-
-
-def _pil_to_array(image: "PIL.Image.Image", do_convert_rgb: bool | None, name: str) -> np.ndarray:
-    # Pillow gives grey PPM of 16 bits, and older Pillow PNG too, the mode I of 32 bits
-    is_16bit = image.mode == "I" and image.format in ("PNG", "PPM")
-    try:
-        is_rotated = image.getexif().get(0x0112, 1) != 1
-        image = PIL.ImageOps.exif_transpose(image) if is_rotated else image
-        if do_convert_rgb and image.mode not in ("RGB", "I", "F") and not image.mode.startswith("I;16"):
-            image = image.convert("RGB")
-        array = np.asarray(image)
-    except _UNREADABLE as error:
-        raise ValueError(f"{name} can't be read ({error}): pass an intact image.") from error
-    if image.mode == "I" and array.size and array.min() >= 0 and (is_16bit or 255 < array.max() <= 65535):
-        array = array.astype(np.uint16)
-    return array
-
-
-def _to_channels_first(image: torch.Tensor, layouts: list[str], name: str) -> torch.Tensor:
-    shape = tuple(image.shape)
-    if image.ndim not in (2, 3) or 0 in shape:
-        raise ValueError(f"{name} has the shape {shape}: pass HxW, HxWxC or CxHxW of at least one pixel.")
-    if image.ndim == 2:
-        return image[None]
-    for layout in layouts:
-        if shape[0 if layout == ChannelDimension.FIRST else 2] in (1, 3, 4):
-            return image if layout == ChannelDimension.FIRST else image.permute(2, 0, 1)
-    where = " or ".join(str(ChannelDimension(layout).value) for layout in layouts)
-    raise ValueError(f"{name} has the shape {shape}, without 1, 3 or 4 channels ({where}): pass grey, RGB or RGBA.")
-
-
-def _to_pixels(image: torch.Tensor, name: str) -> torch.Tensor:
-    if image.dtype in (torch.uint8, torch.bool):
-        return image if image.dtype == torch.uint8 else image.to(torch.uint8) * 255
-    if image.dtype == torch.uint16:
-        return image.to(torch.float32) / 65535
-    is_float = image.is_floating_point()
-    pixels = image.to(torch.float32 if is_float else torch.int64)
-    low, high = (bound.item() for bound in pixels.aminmax())
-    tolerance = 1e-5  # an earlier resize or blend leaves values like 1.0000001
-    if not (low >= -tolerance and high <= (1 if is_float else 255) + tolerance):  # also where they are NaN
-        raise ValueError(
-            f"{name} ({image.dtype}) has values from {low:.6g} to {high:.6g}: pass floats in [0, 1], uint16, or other "
-            "integers in 0..255, and if it is already normalised give it straight to the model."
-        )
-    return pixels.clamp(0, 1) if is_float else pixels.to(torch.uint8)
+def _by_shape(
+    images: Sequence[torch.Tensor], function: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor | list[torch.Tensor]:
+    """Applies `function` to stacks of the images of one shape and dtype. Of one stack the result stays stacked."""
+    groups: dict[Any, list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault((image.shape, image.dtype), []).append(index)
+    results = {}
+    for indices in groups.values():
+        stacked = function(torch.stack([images[index] for index in indices]))
+        if len(groups) == 1:
+            return stacked
+        results.update(zip(indices, stacked, strict=True))
+    return [results[index] for index in range(len(images))]
 
 
 def _pad_centered(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
