@@ -236,7 +236,7 @@ def test_prompt_beyond_the_context_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vision_feature_select_strategy": "full"}, "must be 'default', patch tokens alone, got 'full'"),
+        ({"vision_feature_select_strategy": "full"}, "must be 'default', patch tokens only, got 'full'"),
         ({"vision_feature_layer": 9}, "vision_feature_layer must be from -4 to 3, got 9"),
         ({"image_sizes": [[64, 64]] * 2}, "one row per image, 1, got 2"),
         ({"image_sizes": [[8, 64]]}, "at least 16 x 16 pixels, one token, got 8 x 64"),
@@ -253,7 +253,10 @@ def test_features_of_what_does_not_fit_are_refused(options: dict[str, Any], mess
         ({"scale_factor": 0}, "scale_factor must be at least 1, got 0"),
         ({"vision_feature_layer": [1, 99]}, "must be from -13 to 12"),
         ({"vision_config": {"model_type": "clip_vision_model"}}, "must be an EupeConfig, got model_type 'clip_vision"),
-        ({"vision_config": {"backbone_type": "convnext"}, "vision_feature_layer": 1}, "last stage alone has a norm"),
+        (
+            {"vision_config": {"backbone_type": "convnext"}, "vision_feature_layer": 1},
+            "only its last stage has a norm",
+        ),
         ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
     ],
 )
@@ -304,10 +307,10 @@ def test_missing_weight_is_an_error(tmp_path: Path) -> None:
 
 def test_folder_of_something_else_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     make_tower("vit").save_pretrained(tmp_path / "tower")
-    with pytest.raises(ValueError, match=r"tower holds a model of type 'eupe', no EUPE VLM.*from_vision_text"):
+    with pytest.raises(ValueError, match=r"tower holds a model of type 'eupe', not an EUPE VLM.*from_vision_text"):
         EupeLlavaForConditionalGeneration.from_pretrained(tmp_path / "tower")
     make_language_model().save_pretrained(tmp_path / "text")
-    with pytest.raises(ValueError, match="of type 'llama', no EUPE VLM"):
+    with pytest.raises(ValueError, match="of type 'llama', not an EUPE VLM"):
         EupeLlavaForConditionalGeneration.from_pretrained(tmp_path / "text")
 
 

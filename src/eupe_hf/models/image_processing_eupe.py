@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from transformers.utils import is_torchvision_available
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .image_processing_eupe_reading import open_image, read_pixels
-from .image_processing_eupe_targets import EupeTargetsKwargs, EupeTargetsMixin, resized_size
+from .image_processing_eupe_targets import EupeImageProcessorKwargs, EupeTargetsMixin, resized_size
 from .post_processing_eupe import EupePostProcessingMixin
 
 
@@ -40,38 +40,23 @@ if hasattr(torch._C._nn, "_upsample_lanczos2d_aa"):
 class SavedCodeMixin:
     """Saves a processor with its source files, so that `trust_remote_code=True` finds them."""
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
-    ) -> list[str]:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Saves as transformers does, and the source files too. Returns the paths of the files."""
-        folder, parent = Path(save_directory), __name__.rpartition(".")[0]
+        folder, package, parent = Path(save_directory), __name__.rpartition(".")[0], cast(Any, super())
         folder.mkdir(parents=True, exist_ok=True)
-        # your own subclass stays where it is: its script is not for publishing
-        ours = next(cls for cls in type(self).__mro__ if cls.__module__.rpartition(".")[0] == parent)
+        # a subclass of yours stays where it is: its script is not for publishing
+        ours = next(kind for kind in type(self).__mro__ if kind.__module__.rpartition(".")[0] == package)
         sources = custom_object_save(ours, folder)
-        saving: Any = super()
-        return [*saving.save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs), *sources]
+        return [*parent.save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs), *sources]
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
         # transformers uploads what is newer than these, and the source files were written just before
-        saving: Any = super()
-        timestamps = saving._get_files_timestamps(working_dir)
+        timestamps = cast(Any, super())._get_files_timestamps(working_dir)
         return {name: time for name, time in timestamps.items() if not re.fullmatch(r"\w+_eupe\w*\.py", name)}
 
 
 class _ReadPixels(list[torch.Tensor]):
     """Images that `process_image` read and checked."""
-
-
-class EupeImageProcessorKwargs(EupeTargetsKwargs, total=False):  # type: ignore[call-arg]
-    """Options of the EUPE image processors beyond transformers' `ImagesKwargs`, and those for targets.
-
-    Attributes:
-        size_divisor: Makes both sides multiples of this number of pixels, e.g. 16, the ViTs' patch size. `do_pad=True`
-            pads to it around the largest image of the batch, else the bottom and the right are cut, as encoders do.
-    """
-
-    size_divisor: int | None
 
 
 class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTargetsMixin):
@@ -107,19 +92,19 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
                 grey files of 16 bits in full, but colour files of 16 bits per channel as 8.
             segmentation_maps: One (H, W) map of class ids per image, of its size: PIL images in the modes 1, L, P (its
                 indices), I and I;16, their paths, arrays or tensors of integers. They follow the image with the
-                nearest pixel. What is added around is `semantic_loss_ignore_index`. See also `do_reduce_labels`.
+                nearest pixel. Padding is `semantic_loss_ignore_index`. See also `do_reduce_labels`.
             annotations: COCO's, one dictionary per image: `image_id`, and `annotations`, a list of dictionaries with
                 `bbox`, [left, top, width, height] in pixels of the original image with EXIF rotation undone,
-                `category_id`, and optionally `area` in square pixels and `iscrowd`. Boxes are clipped to what is left
-                of the image. Boxes outside it, and crowds, are dropped.
+                `category_id`, and optionally `area` in square pixels and `iscrowd`. Boxes are clipped to the part of
+                the image that is left. Boxes outside it, and crowds, are dropped.
             **kwargs: `return_tensors`, `device`, `input_data_format`, and for this call any option of the constructor.
-                Images of one size are resized together on an accelerator and one by one on the CPU, where that is
-                faster. `disable_grouping` overrides this. The values are the same.
+                With `disable_grouping=None` an accelerator resizes images of one size together, the CPU one by one,
+                which is faster there. The values are the same.
 
         Returns:
             `pixel_values`, float32, normalised: with `return_tensors="pt"` or `"np"` of shape (B, 3, H, W), without it
-            a list of (3, H, W), tensors from `EupeImageProcessor`, arrays from `EupeImageProcessorPil`.
-            `labels` likewise: of maps int64 (B, H, W). Of annotations a list of dictionaries, for n boxes: `boxes`
+            a list of (3, H, W), tensors from `EupeImageProcessor`, arrays from `EupeImageProcessorPil`. `labels`
+            likewise: of maps int64 (B, H, W), of annotations a list of dictionaries. These have, for n boxes, `boxes`
             (n, 4), float32, center x, center y, width and height as shares of the processed image's sides,
             `class_labels` (n,), the category ids as they were, `area` (n,) in its square pixels, `iscrowd` (n,),
             zeros, `image_id` (1,), `size` (2,) of the processed and `orig_size` (2,) of the given image, height first.
@@ -131,25 +116,21 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
         """
         return super().preprocess(images, segmentation_maps, annotations, **kwargs)
 
-    def preprocess_pixels(
-        self, images: Sequence[torch.Tensor], **kwargs: Unpack[EupeImageProcessorKwargs]
-    ) -> BatchFeature:
-        """Does what `preprocess` does for images from `process_image`, without converting or checking them again.
+    def preprocess_pixels(self, images: Sequence[torch.Tensor], **kwargs: Any) -> BatchFeature:
+        """Does what `preprocess` does, with images from `process_image`, without checking or converting them again.
 
-        Use it if you augment between reading and preprocessing.
-
-        Args:
-            images: (3, H, W) each: uint8, or float32 in [0, 1]. Other tensors give wrong values, not errors.
-            **kwargs: As in `preprocess`, also `segmentation_maps` or `annotations`.
+        Use it if you augment in between. `images` are (3, H, W) each, uint8 or float32 in [0, 1]: other tensors give
+        wrong values, not errors. `kwargs` are those of `preprocess`, also `segmentation_maps` and `annotations`.
         """
-        return super().preprocess(_ReadPixels(images), **kwargs)
+        return self.preprocess(_ReadPixels(images), **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Reads paths and URLs, also in lists, into PIL images as stored. transformers' own cuts them to 8 bits."""
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             return open_image(image_url_or_urls, "The image")
-        is_list = _is_list(image_url_or_urls)
-        return [self.fetch_images(item) for item in image_url_or_urls] if is_list else image_url_or_urls
+        if isinstance(image_url_or_urls, Sequence) and not isinstance(image_url_or_urls, bytes):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        return image_url_or_urls
 
     def process_image(self, image: Any, index: int = 0, **kwargs: Unpack[EupeImageProcessorKwargs]) -> torch.Tensor:
         """Reads one image (see `preprocess`) into (C, H, W): uint8, or float32 in [0, 1] if it has more than 8 bits.
@@ -186,12 +167,7 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
         return image[..., top : top + size.height, left : left + size.width]
 
     def normalize(
-        self,
-        image: torch.Tensor,
-        mean: float | Sequence[float],
-        std: float | Sequence[float],
-        inplace: bool = False,
-        **kwargs: Any,
+        self, image: torch.Tensor, mean: Any, std: Any, inplace: bool = False, **kwargs: Any
     ) -> torch.Tensor:
         """Subtracts `mean` from (..., C, H, W) and divides by `std`: one number or C of them, else a ValueError."""
         shift, scale = (torch.tensor(values, dtype=torch.float32, device=image.device) for values in (mean, std))
@@ -246,20 +222,15 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
                 raise ValueError(f"{name}={value} is not supported: give {choices}.")
 
     def _prepare_image_like_inputs(self, images: Any, **kwargs: Any) -> list[torch.Tensor]:
-        is_read = isinstance(images, _ReadPixels)
-        images = list(images) if is_read else _flatten(images)
+        if isinstance(images, _ReadPixels):
+            return [image.to(kwargs.get("device")) for image in images]
+        images = _flatten(images)
         if not images:
             raise ValueError("The batch is empty: pass at least one image.")
-        if is_read:
-            return [image.to(kwargs.get("device")) for image in images]
         return [self.process_image(image, index=index, **kwargs) for index, image in enumerate(images)]
 
     def _preprocess(self, images: list[torch.Tensor], **kwargs: Any) -> BatchFeature:
-        divisor, return_tensors, is_alone = (
-            kwargs["size_divisor"],
-            kwargs["return_tensors"],
-            kwargs["disable_grouping"],
-        )
+        divisor, return_tensors, is_alone = map(kwargs.get, ("size_divisor", "return_tensors", "disable_grouping"))
         if kwargs["do_resize"]:
             # on the CPU, stacking images at their full size costs more than one call saves
             is_alone = images[0].device.type == "cpu" if is_alone is None else is_alone
@@ -299,7 +270,7 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
 class EupeImageProcessorPil(EupeImageProcessorMixin, PilBackend):
     """The twin of `EupeImageProcessor` without torchvision: the same options, inputs, values and errors.
 
-    Here at native resolution, padded to whole patches, as in upstream's depth protocol:
+    At native resolution, padded to whole patches, as in upstream's depth protocol:
 
     ```python
     >>> import numpy as np
@@ -316,22 +287,22 @@ class EupeImageProcessorPil(EupeImageProcessorMixin, PilBackend):
 class EupeImageProcessor(EupeImageProcessorMixin, TorchvisionBackend):
     """Image processor of EUPE, by default upstream's eval transform: 256 x 256, bilinear, ImageNet statistics.
 
-    Where torchvision is not available the constructor, `from_pretrained` and `from_dict` give an
-    `EupeImageProcessorPil`, whose values are the same. Inputs and errors: see `preprocess`.
+    Without torchvision the constructor, `from_pretrained` and `from_dict` return an `EupeImageProcessorPil`, whose
+    values are the same. `preprocess` describes inputs and errors.
 
     Args:
-        **kwargs: The options, all of which a call takes too.
+        **kwargs: The options, which a call takes too.
             `do_convert_rgb`: Grey to three channels, alpha dropped; False keeps 1, 3 or 4 channels.
             `do_resize`, `size`, `resample`: The size in pixels: `{"height", "width"}`, an int for a square, or
             `{"shortest_edge"}`, which keeps the aspect ratio. Pillow's code of the filter: 2 bilinear, 3 bicubic, 0
             nearest, 1 Lanczos (recent torch, CPU only).
             `do_center_crop`, `crop_size`: Cuts out the middle after resizing.
-            `do_rescale`, `rescale_factor`: Times 1/255. Floats and 16-bit images are on [0, 1] without it.
+            `do_rescale`, `rescale_factor`: Times 1/255. Floats and 16-bit images are in [0, 1] without it.
             `do_normalize`, `image_mean`, `image_std`: One number or one per channel, on the scale [0, 1].
             `do_pad`, `size_divisor`: Pads normalised images with zeros all around; see `EupeImageProcessorKwargs`.
-            `do_reduce_labels`, `semantic_loss_ignore_index`, `format`: For targets; see `EupeTargetsKwargs`.
+            `do_reduce_labels`, `semantic_loss_ignore_index`, `format`: For targets; see there too.
 
-    Here upstream's classification protocol:
+    With upstream's classification protocol:
 
     ```python
     >>> import torch
@@ -354,21 +325,15 @@ def _is_size(size: SizeDict | None, *allowed: set[str]) -> bool:
     return size is None or (set(dict(size)) in allowed and min(dict(size).values()) > 0)
 
 
-def _is_list(images: Any) -> bool:
-    return isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-
-
 def _flatten(images: Any) -> list[Any]:
-    if _is_list(images):
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
         return [image for item in images for image in _flatten(item)]
     is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
     return list(images) if is_batch else [images]
 
 
-def _by_shape(
-    images: Sequence[torch.Tensor], function: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor | list[torch.Tensor]:
-    """Applies `function` to stacks of the images of one shape and dtype. Of one stack the result stays stacked."""
+def _by_shape(images: Sequence[torch.Tensor], function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Applies `function` to stacks of the images of one shape and dtype. If there is one stack, it returns that."""
     groups: dict[Any, list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault((image.shape, image.dtype), []).append(index)
@@ -389,7 +354,6 @@ def _pad_centered(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def _cut_to_multiple(image: torch.Tensor, divisor: int, index: int) -> torch.Tensor:
     height, width = image.shape[-2:]
     if min(height, width) < divisor:
-        raise ValueError(
-            f"images[{index}] is {height}x{width}, below size_divisor={divisor}: resize it or set do_pad."
-        )
+        size = f"{height}x{width}"
+        raise ValueError(f"images[{index}] is {size}, below size_divisor={divisor}: resize it or set do_pad.")
     return image[:, : height - height % divisor, : width - width % divisor]

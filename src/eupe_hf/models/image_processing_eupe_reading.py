@@ -19,7 +19,7 @@ if is_vision_available():
     import PIL.ImageOps
 
     # what Pillow raises on damaged, truncated and oversized images
-    UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError)
+    _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError)
 
 
 def read_pixels(
@@ -77,22 +77,28 @@ def open_image(reference: str | os.PathLike, name: str) -> "PIL.Image.Image":
         with PIL.Image.open(source) as image:
             image.load()
         return image
-    except (*UNREADABLE, http.client.HTTPException) as error:
+    except (*_UNREADABLE, http.client.HTTPException) as error:
         name = f"{name} {str(reference)[:200]!r}"
         raise ValueError(f"{name} can't be read ({error}): pass an image file or URL.") from error
+
+
+def upright(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
+    """Decodes a PIL image and undoes its EXIF rotation. Raises a ValueError if it can't be read."""
+    try:
+        image.load()
+        is_rotated = image.getexif().get(0x0112, 1) != 1
+        return PIL.ImageOps.exif_transpose(image) if is_rotated else image
+    except _UNREADABLE as error:
+        raise ValueError(f"{name} can't be read ({error}): pass an intact image.") from error
 
 
 def _pil_to_array(image: "PIL.Image.Image", do_convert_rgb: bool | None, name: str) -> np.ndarray:
     # Pillow gives grey PPM of 16 bits, and older Pillow PNG too, the mode I of 32 bits
     is_16bit = image.mode == "I" and image.format in ("PNG", "PPM")
-    try:
-        is_rotated = image.getexif().get(0x0112, 1) != 1
-        image = PIL.ImageOps.exif_transpose(image) if is_rotated else image
-        if do_convert_rgb and image.mode not in ("RGB", "I", "F") and not image.mode.startswith("I;16"):
-            image = image.convert("RGB")
-        array = np.asarray(image)
-    except UNREADABLE as error:
-        raise ValueError(f"{name} can't be read ({error}): pass an intact image.") from error
+    image = upright(image, name)
+    if do_convert_rgb and image.mode not in ("RGB", "I", "F") and not image.mode.startswith("I;16"):
+        image = image.convert("RGB")
+    array = np.asarray(image)
     if image.mode == "I" and array.size and array.min() >= 0 and (is_16bit or 255 < array.max() <= 65535):
         array = array.astype(np.uint16)
     return array

@@ -174,14 +174,10 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
             ValueError: The tower lacks a layer, the strategy is another, or an image is too small for one token.
         """
         if vision_feature_select_strategy not in (None, "default"):
-            raise ValueError(
-                "vision_feature_select_strategy must be 'default', patch tokens alone, got "
-                f"{vision_feature_select_strategy!r}."
-            )
-        config = self.config
-        layers = config.feature_layers(
-            config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        )
+            given = repr(vision_feature_select_strategy)
+            raise ValueError(f"vision_feature_select_strategy must be 'default', patch tokens only, got {given}.")
+        chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layers = self.config.feature_layers(chosen)
         if image_sizes is None:
             return self._encode(pixel_values, layers, **kwargs)
         sizes = [tuple(size) for size in torch.as_tensor(image_sizes).tolist()]
@@ -189,9 +185,9 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
             raise ValueError(f"image_sizes must have one row per image, {len(pixel_values)}, got {len(sizes)}.")
         features: list[Any] = [None] * len(sizes)
         for height, width in dict.fromkeys(sizes):
-            chosen = [i for i, size in enumerate(sizes) if size == (height, width)]
-            outputs = self._encode(pixel_values[chosen, :, :height, :width], layers, **kwargs)
-            for i, feature in zip(chosen, outputs.pooler_output, strict=True):
+            indices = [i for i, size in enumerate(sizes) if size == (height, width)]
+            outputs = self._encode(pixel_values[indices, :, :height, :width], layers, **kwargs)
+            for i, feature in zip(indices, outputs.pooler_output, strict=True):
                 features[i] = feature
         return outputs if len(set(sizes)) == 1 else BaseModelOutputWithPooling(pooler_output=features)
 

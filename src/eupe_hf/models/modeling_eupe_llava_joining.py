@@ -39,16 +39,14 @@ class EupeLlavaJoiningMixin:
 
         Args:
             vision: The encoder: a model, which is taken over, not copied, or its short name, Hub id or folder.
-            text: The language model, likewise: any causal one whose logits come from a linear head, soft-capped or
-                not.
-            tokenizer: The language model's. By default it is loaded from the same place as `text`. It gets an image
-                token, a padding token if it has none, a chat template (see `default_chat_template`), and pads on the
-                left.
+            text: The language model, likewise: any causal one with a linear head, whose logits may be soft-capped.
+            tokenizer: The language model's, by default loaded from the same place as `text`. It gets an image token,
+                a padding token if it has none, a chat template, and pads on the left.
             image_size: The processor resizes images to this many pixels squared.
             vision_feature_layer: As in `EupeLlavaConfig`.
             scale_factor: As in `EupeLlavaConfig`.
             image_token: Stands for an image in a prompt.
-            chat_template: Replaces the default.
+            chat_template: By default `default_chat_template`.
             dtype: Of the whole model, by default the language model's. To train the projector without autocast, pass
                 `torch.float32`.
 
@@ -78,9 +76,8 @@ class EupeLlavaJoiningMixin:
             scale_factor=scale_factor,
             lm_head_bias=getattr(causal.get_output_embeddings(), "bias", None) is not None,
         )
-        processor = EupeLlavaProcessor.from_tokenizer(
-            tokenizer, config.vision_config, scale_factor, image_token, chat_template
-        )
+        options = (config.vision_config, scale_factor, image_token, chat_template)
+        processor = EupeLlavaProcessor.from_tokenizer(tokenizer, *options)
         processor.image_tokens(image_size, image_size)  # refuses too small a size
         if len(processor.tokenizer) > causal.get_input_embeddings().num_embeddings:
             causal.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
@@ -92,8 +89,8 @@ class EupeLlavaJoiningMixin:
         after = _text_logits(model)[..., : before.shape[-1]]
         if not torch.allclose(before, after, atol=1e-3, rtol=1e-3):
             raise ValueError(
-                f"{type(causal).__name__} does more to its logits than a linear head and is not supported: the logits of "
-                f"text would change by up to {(before - after).abs().max():.3g}."
+                f"{type(causal).__name__} does more to its logits than a linear head and is not supported: logits "
+                f"of text would change by up to {(before - after).abs().max():.3g}."
             )
         return model, processor
 
@@ -113,9 +110,8 @@ def _join(model_class: Any, config: EupeLlavaConfig, tower: EupeModel, causal: P
     with torch.device("meta"):
         model = model_class(config)
     if type(model.model.language_model) is not type(decoder):
-        raise ValueError(
-            f"{type(causal).__name__} is not a plain causal language model: pass one of AutoModelForCausalLM."
-        )
+        name = type(causal).__name__
+        raise ValueError(f"{name} is not a plain causal language model: pass one of AutoModelForCausalLM.")
     tower.config.image_size = config.vision_config.image_size
     model.model.vision_tower, model.model.language_model = tower, decoder
     projector = type(model.multi_modal_projector)(config)
