@@ -337,7 +337,7 @@ def _by_shape(images: Sequence[torch.Tensor], function: Callable[[torch.Tensor],
     groups: dict[Any, list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault((image.shape, image.dtype), []).append(index)
-    results = {}
+    results: dict[int, torch.Tensor] = {}
     for indices in groups.values():
         stacked = function(torch.stack([images[index] for index in indices]))
         if len(groups) == 1:

@@ -98,9 +98,9 @@ class EupeTargetsMixin(BaseImageProcessor):
         features = self._preprocess(images, **kwargs)
         is_array = isinstance(features["pixel_values"][0], np.ndarray)
         labels = []
-        for target, image, axes in zip(targets, images, _place(sizes, **kwargs), strict=True):
-            placed = {key: value.to(image.device) for key, value in target.place(*axes).items()}
-            labels.append({key: value.cpu().numpy() for key, value in placed.items()} if is_array else placed)
+        for index, axes in enumerate(_place(sizes, **kwargs)):
+            placed, device = targets[index].place(*axes).items(), images[index].device
+            labels.append({key: value.cpu().numpy() if is_array else value.to(device) for key, value in placed})
         if annotations is not None:
             features["labels"] = [BatchFeature(label) for label in labels]
             return features

@@ -2,7 +2,7 @@
 """Turns outputs of the task models into results at the size of the images; part of the image processors."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
@@ -12,7 +12,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmente
 from transformers.utils import ModelOutput
 
 
-_Sizes = Sequence[tuple[int, int]] | torch.Tensor | None
+_Sizes: TypeAlias = Sequence[tuple[int, int]] | torch.Tensor | None
 
 
 class EupePostProcessingMixin:
