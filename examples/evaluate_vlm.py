@@ -19,8 +19,9 @@ machine give equal answers. The JSON holds every question and answer. Needs `pip
 """
 
 import argparse
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@contextlib.contextmanager
+def naming_row(number: int) -> Iterator[None]:
+    """Names the row in the message of an error."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Row {number}: {error}") from error
+
+
 def load_questions(args: argparse.Namespace) -> tuple[Any, list[Question]]:
     """Loads the rows, and makes a question of each."""
     columns = {
@@ -104,13 +114,11 @@ def load_questions(args: argparse.Namespace) -> tuple[Any, list[Question]]:
         columns["hint"] = args.hint_column
     used = {*columns.values(), *LETTERS} - {args.image_column}
     rows = data.select_columns([name for name in data.column_names if name in used])
-    questions, number = [], 0
-    try:
-        for number, row in enumerate(rows):
+    questions = []
+    for number, row in enumerate(rows):
+        with naming_row(number):
             questions.append(read_question(args.task, row, columns, args.suffix))
             score_answer(args.task, "", questions[-1], args.vqa_soft)  # fails now, not after the model ran
-    except ValueError as error:
-        raise ValueError(f"Row {number}: {error}") from error
     return data, questions
 
 

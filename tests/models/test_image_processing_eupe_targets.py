@@ -74,7 +74,7 @@ COLUMNS = np.arange(8, dtype=np.uint8)[None].repeat(4, axis=0)  # 4x8, each pixe
 ROWS = np.arange(8, dtype=np.uint8)[:, None].repeat(4, axis=1)  # 8x4, each pixel its row
 
 
-def test_squash_takes_the_nearest_pixel_of_maps(processor: Any) -> None:
+def test_resize_takes_the_nearest_pixel_of_maps(processor: Any) -> None:
     smaller = map_of(processor, COLUMNS, size={"height": 2, "width": 4})
     assert smaller.tolist() == [[1, 3, 5, 7]] * 2  # centres at 1, 3, 5, 7: as torch's nearest-exact
     larger = map_of(processor, COLUMNS, size={"height": 4, "width": 12})
@@ -85,7 +85,7 @@ def test_squash_takes_the_nearest_pixel_of_maps(processor: Any) -> None:
     assert ids.unique().numel() > 140
 
 
-def test_squash_scales_boxes(processor: Any) -> None:
+def test_resize_scales_boxes(processor: Any) -> None:
     labels = labels_of(processor, (100, 200), [50, 20, 100, 40], [0, 0, 200, 100], size={"height": 50, "width": 400})
     assert corners(labels) == [[100, 10, 300, 30], [0, 0, 400, 50]]
     np.testing.assert_allclose(labels["boxes"], [[0.5, 0.4, 0.5, 0.4], [0.5, 0.5, 1, 1]])

@@ -187,10 +187,10 @@ def test_chat_template_follows_the_language_model(extra: tuple[str, ...], expect
             conversation, chat_template=template, tokenize=False, add_generation_prompt=True
         )
         assert text == expected
-        told = tokenizer.apply_chat_template(
+        encoded = tokenizer.apply_chat_template(
             conversation, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )
-        marked = [i for i, mask in zip(told["input_ids"], told["assistant_masks"], strict=True) if mask]
+        marked = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
         assert tokenizer.decode(marked) == answer
 
 

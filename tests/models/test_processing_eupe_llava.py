@@ -38,7 +38,7 @@ def count(processor: EupeLlavaProcessor, inputs: Any) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "sizes", "tokens"),
     [
-        ({}, [(30, 40)], [16]),  # squashed to 64 x 64
+        ({}, [(30, 40)], [16]),  # resized to 64 x 64
         ({"size": {"height": 32, "width": 96}}, [(30, 40)], [12]),
         ({"size": {"shortest_edge": 64}}, [(100, 150), (100, 100)], [24, 16]),
         ({"do_resize": False}, [(50, 79), (64, 64)], [12, 16]),

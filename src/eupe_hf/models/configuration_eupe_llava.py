@@ -108,7 +108,6 @@ class EupeLlavaConfig(LlavaConfig):
             raise ValueError(f"vision_feature_layer must be from {-count} to {count - 1}, got {layers}.")
         chosen = [layer % count for layer in chosen]
         if tower.backbone_type == "convnext" and chosen != [count - 1]:
-            raise ValueError(
-                f"vision_feature_layer of a ConvNeXt must be -1, got {layers}: only its last stage has a norm."
-            )
+            message = "vision_feature_layer of a ConvNeXt must be -1"
+            raise ValueError(f"{message}, got {layers}: only its last stage has a norm.")
         return chosen

@@ -63,16 +63,11 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
     """What both back ends share: all of it. Images travel as (C, H, W) tensors, uint8 or float32 in [0, 1]."""
 
     valid_kwargs = EupeImageProcessorKwargs
-    do_convert_rgb = True
-    do_resize = True
+    do_convert_rgb = do_resize = do_rescale = do_normalize = True
+    do_center_crop = do_pad = False
     size = {"height": 256, "width": 256}
     resample = 2  # Pillow's BILINEAR
-    do_center_crop = False
-    do_rescale = True
-    do_normalize = True
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
-    do_pad = False
+    image_mean, image_std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     def preprocess(
         self,
@@ -111,16 +106,16 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
 
         Raises:
             TypeError: An input is not an image or not a map.
-            ValueError: An image is unreadable, empty, out of range or has a wrong number of channels, an option is
-                not supported, images of different sizes would be stacked, or targets do not fit their images.
+            ValueError: An image is unreadable, empty, out of range or has wrong channels, an option is not supported,
+                images of different sizes would be stacked, or targets do not fit their images.
         """
         return super().preprocess(images, segmentation_maps, annotations, **kwargs)
 
     def preprocess_pixels(self, images: Sequence[torch.Tensor], **kwargs: Any) -> BatchFeature:
         """Does what `preprocess` does, with images from `process_image`, without checking or converting them again.
 
-        Use it if you augment in between. `images` are (3, H, W) each, uint8 or float32 in [0, 1]: other tensors give
-        wrong values, not errors. `kwargs` are those of `preprocess`, also `segmentation_maps` and `annotations`.
+        Use it if you augment in between. `images` are (3, H, W), uint8 or float32 in [0, 1]: other tensors give wrong
+        values, not errors. `kwargs` are those of `preprocess`, also `segmentation_maps` and `annotations`.
         """
         return self.preprocess(_ReadPixels(images), **kwargs)
 
@@ -128,14 +123,13 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
         """Reads paths and URLs, also in lists, into PIL images as stored. transformers' own cuts them to 8 bits."""
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             return open_image(image_url_or_urls, "The image")
-        if isinstance(image_url_or_urls, Sequence) and not isinstance(image_url_or_urls, bytes):
-            return [self.fetch_images(item) for item in image_url_or_urls]
-        return image_url_or_urls
+        is_list = isinstance(image_url_or_urls, Sequence) and not isinstance(image_url_or_urls, bytes)
+        return [self.fetch_images(item) for item in image_url_or_urls] if is_list else image_url_or_urls
 
     def process_image(self, image: Any, index: int = 0, **kwargs: Unpack[EupeImageProcessorKwargs]) -> torch.Tensor:
         """Reads one image (see `preprocess`) into (C, H, W): uint8, or float32 in [0, 1] if it has more than 8 bits.
 
-        Of the options it uses `do_convert_rgb`, `input_data_format` and `device`; `index` is for error messages.
+        It uses the options `do_convert_rgb`, `input_data_format` and `device`; `index` is for error messages.
         """
         do_convert_rgb, layout = kwargs.get("do_convert_rgb", True), kwargs.get("input_data_format")
         return read_pixels(image, f"images[{index}]", do_convert_rgb, layout).to(kwargs.get("device"))
@@ -145,9 +139,8 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
 
         uint8 stays uint8. Off the CPU it is rounded from float32, which can differ from the CPU by a grey level.
         """
-        height, width = image.shape[-2:]
-        target = resized_size(height, width, size)
-        if target == (height, width):
+        target = resized_size(image.shape[-2], image.shape[-1], size)
+        if target == image.shape[-2:]:
             return image
         mode = _INTERPOLATION[resample]
         pixels = image if image.device.type == "cpu" else image.to(torch.float32)
@@ -155,9 +148,9 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
         batch = pixels if image.ndim == 4 else pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         resized = functional.interpolate(batch, target, mode=mode, antialias=mode != "nearest-exact")
         resized = resized.reshape(*image.shape[:-2], *target)
-        if image.dtype == torch.uint8:
-            return resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255).to(torch.uint8)
-        return resized.clamp(0, 1)  # bicubic overshoots; torch clips uint8
+        if image.dtype != torch.uint8:
+            return resized.clamp(0, 1)  # bicubic overshoots; torch clips uint8
+        return resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255).to(torch.uint8)
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
         """Cuts the middle out of (..., H, W), padded with black if it is smaller, like torchvision's `CenterCrop`."""
@@ -181,8 +174,7 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
     def pad(self, images: list[torch.Tensor], size_divisor: int | None = None, **kwargs: Any) -> list[torch.Tensor]:
         """Pads (C, H, W) with zeros all around to the largest, in multiples of `size_divisor`; odd pixels go last."""
         divisor = size_divisor or 1
-        largest = (max(image.shape[axis] for image in images) for axis in (-2, -1))
-        height, width = (-(-side // divisor) * divisor for side in largest)
+        height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (-2, -1))
         return [_pad_centered(image, height, width) for image in images]
 
     def to_dict(self) -> dict[str, Any]:
@@ -235,7 +227,7 @@ class EupeImageProcessorMixin(SavedCodeMixin, EupePostProcessingMixin, EupeTarge
             # on the CPU, stacking images at their full size costs more than one call saves
             is_alone = images[0].device.type == "cpu" if is_alone is None else is_alone
             resize = partial(self.resize, size=kwargs["size"], resample=kwargs["resample"])
-            images = [resize(image) for image in images] if is_alone else list(_by_shape(images, resize))
+            images = list(map(resize, images)) if is_alone else list(_by_shape(images, resize))
         if kwargs["do_center_crop"]:
             images = [self.center_crop(image, kwargs["crop_size"]) for image in images]
         if divisor and not kwargs["do_pad"]:
@@ -293,14 +285,13 @@ class EupeImageProcessor(EupeImageProcessorMixin, TorchvisionBackend):
     Args:
         **kwargs: The options, which a call takes too.
             `do_convert_rgb`: Grey to three channels, alpha dropped; False keeps 1, 3 or 4 channels.
-            `do_resize`, `size`, `resample`: The size in pixels: `{"height", "width"}`, an int for a square, or
+            `do_resize`, `size`, `resample`: `{"height", "width"}` in pixels, an int for a square, or
             `{"shortest_edge"}`, which keeps the aspect ratio. Pillow's code of the filter: 2 bilinear, 3 bicubic, 0
             nearest, 1 Lanczos (recent torch, CPU only).
             `do_center_crop`, `crop_size`: Cuts out the middle after resizing.
             `do_rescale`, `rescale_factor`: Times 1/255. Floats and 16-bit images are in [0, 1] without it.
             `do_normalize`, `image_mean`, `image_std`: One number or one per channel, on the scale [0, 1].
-            `do_pad`, `size_divisor`: Pads normalised images with zeros all around; see `EupeImageProcessorKwargs`.
-            `do_reduce_labels`, `semantic_loss_ignore_index`, `format`: For targets; see there too.
+            `do_pad`: Pads normalised images with zeros all around. `EupeImageProcessorKwargs` describes the others.
 
     With upstream's classification protocol:
 
@@ -328,8 +319,7 @@ def _is_size(size: SizeDict | None, *allowed: set[str]) -> bool:
 def _flatten(images: Any) -> list[Any]:
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
         return [image for item in images for image in _flatten(item)]
-    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
-    return list(images) if is_batch else [images]
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
 def _by_shape(images: Sequence[torch.Tensor], function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -354,6 +344,6 @@ def _pad_centered(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def _cut_to_multiple(image: torch.Tensor, divisor: int, index: int) -> torch.Tensor:
     height, width = image.shape[-2:]
     if min(height, width) < divisor:
-        size = f"{height}x{width}"
-        raise ValueError(f"images[{index}] is {size}, below size_divisor={divisor}: resize it or set do_pad.")
+        given = f"images[{index}] is {height}x{width}"
+        raise ValueError(f"{given}, below size_divisor={divisor}: resize it or set do_pad.")
     return image[:, : height - height % divisor, : width - width % divisor]

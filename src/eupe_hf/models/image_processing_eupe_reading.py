@@ -25,13 +25,13 @@ if is_vision_available():
 def read_pixels(
     image: Any, name: str, do_convert_rgb: bool | None = True, input_data_format: str | None = None
 ) -> torch.Tensor:
-    """Reads one image of any kind that `EupeImageProcessor` takes.
+    """Reads one image of any kind that `EupeImageProcessor.preprocess` takes, and checks it.
 
     Args:
         image: A path, a URL, a PIL image, an array or a tensor.
         name: What errors call the image.
         do_convert_rgb: Repeats grey in three channels and drops alpha.
-        input_data_format: The layout of arrays and tensors. By default it is inferred.
+        input_data_format: The layout of arrays and tensors; inferred by default.
 
     Returns:
         (C, H, W): uint8, or float32 in [0, 1] if the image has more than 8 bits.
@@ -62,11 +62,7 @@ def read_pixels(
 
 
 def open_image(reference: str | os.PathLike, name: str) -> "PIL.Image.Image":
-    """Opens the image at a path or an http(s) URL and decodes it, as stored: in its mode, not rotated.
-
-    Raises:
-        ValueError: It can't be read.
-    """
+    """Decodes the image at a path or http(s) URL, in its own mode, not rotated; a ValueError if it can't be read."""
     requires_backends("EupeImageProcessor", ["vision"])
     source: Any = os.fsdecode(reference)
     try:
@@ -83,7 +79,7 @@ def open_image(reference: str | os.PathLike, name: str) -> "PIL.Image.Image":
 
 
 def upright(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
-    """Decodes a PIL image and undoes its EXIF rotation. Raises a ValueError if it can't be read."""
+    """Decodes a PIL image and undoes its EXIF rotation; a ValueError if it can't be read."""
     try:
         image.load()
         is_rotated = image.getexif().get(0x0112, 1) != 1

@@ -8,7 +8,7 @@ Where an image is resized to, and where its parts are in the result, follows fro
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,12 +70,7 @@ class EupeTargetsMixin(BaseImageProcessor):
     format = "coco_detection"
 
     def processed_sizes(self, sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[int, int]]:
-        """Returns height and width in pixels that images get in a call.
-
-        Args:
-            sizes: Height and width of each image, with EXIF rotation undone.
-            **options: As in a call.
-        """
+        """Returns height and width in pixels that images of these sizes, upright, get in a call with these options."""
         own = {name: getattr(self, name) for name in self._valid_kwargs_names}
         options = self._standardize_kwargs(**{**own, **options})
         return [(rows.size, columns.size) for rows, columns in _place(sizes, **options)]
@@ -89,7 +84,7 @@ class EupeTargetsMixin(BaseImageProcessor):
             raise ValueError("segmentation_maps and annotations would both become labels: pass one of them.")
         images = self._prepare_image_like_inputs(images, **kwargs)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        targets: Sequence[_Target]  # read, and refused, before the work on the images
+        targets: Any  # read, and refused, before the work on the images
         if annotations is not None:
             targets = _read_annotations(annotations, sizes)
         else:
@@ -190,10 +185,6 @@ def _check_count(targets: int, images: int, what: str) -> None:
         raise ValueError(f"There are {images} images and {targets} {what}: pass one for each image.")
 
 
-class _Target(Protocol):
-    def place(self, rows: _Axis, columns: _Axis) -> dict[str, torch.Tensor]: ...
-
-
 class _Map(NamedTuple):
     """The class ids of one image, int64 (H, W)."""
 
@@ -278,10 +269,8 @@ class _Objects(NamedTuple):
 def _read_annotations(annotations: Any, sizes: Sequence[tuple[int, int]]) -> list[_Objects]:
     annotations = list(annotations) if isinstance(annotations, Sequence) else [annotations]
     _check_count(len(annotations), len(sizes), "annotations")
-    pairs = zip(annotations, sizes, strict=True)
-    return [
-        _read_image_annotations(target, size, f"annotations[{index}]") for index, (target, size) in enumerate(pairs)
-    ]
+    names = [f"annotations[{index}]" for index in range(len(sizes))]
+    return list(map(_read_image_annotations, annotations, sizes, names))
 
 
 def _read_image_annotations(target: Any, size: tuple[int, int], name: str) -> _Objects:

@@ -90,17 +90,10 @@ class EupeLlavaProjector(LlavaMultiModalProjector):
             self.linear_1 = nn.Linear(width, text_width, bias=config.multimodal_projector_bias)
 
     def forward(self, image_features: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """Projects the features of a grid of patches.
+        """Projects (N, H * W, C), row-major, where C counts all layers.
 
-        Args:
-            image_features: (N, H * W, C), row-major; C counts all layers.
-            grid: H and W, by default a square. Used if `scale_factor` is above 1.
-
-        Returns:
-            (N, H // scale_factor * W // scale_factor, width of the language model), row-major.
-
-        Raises:
-            ValueError: The grid does not fit the features.
+        `grid` is H and W, by default a square. It is used if `scale_factor` is above 1. Returns (N, H // scale_factor
+        * W // scale_factor, width of the language model), row-major; a ValueError if the grid does not fit.
         """
         if self.scale_factor > 1:
             side = round(image_features.shape[1] ** 0.5)
@@ -123,8 +116,6 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
     """transformers' `LlavaModel` on an EUPE tower: `vision_tower`, `multi_modal_projector`, `language_model`.
 
     A frozen tower (`model.vision_tower.requires_grad_(False)`) is deterministic, in train mode too.
-
-    Example:
 
     ```python
     >>> import torch
@@ -160,10 +151,10 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
 
         Args:
             pixel_values: (N, 3, H, W), normalised: all images of the batch in the order of the prompts.
-            vision_feature_layer: As in the configuration, which is the default.
+            vision_feature_layer: By default the configuration's.
             vision_feature_select_strategy: `None` or "default".
-            image_sizes: (N, 2), height and width in pixels before images of different sizes were padded at the bottom
-                and the right. Each is encoded as if it were alone.
+            image_sizes: (N, 2), height and width in pixels of images that were padded at the bottom and the right.
+                Each is encoded as if it were alone.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
@@ -218,12 +209,9 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """Returns a mask (B, tokens, 1) of the places that image features take.
+        """Returns a mask (B, tokens, 1) of the places for `image_features` (features, C) of all images together.
 
-        Args:
-            input_ids: (B, tokens), or `None` to look for the image token's embedding.
-            inputs_embeds: (B, tokens, C).
-            image_features: (features, C), of all images together.
+        Without `input_ids` (B, tokens) it looks for the image token's embedding in `inputs_embeds` (B, tokens, C).
 
         Raises:
             ValueError: There are more or fewer image tokens than features, or the prompt exceeds the context.

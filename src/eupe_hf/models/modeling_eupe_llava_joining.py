@@ -47,16 +47,14 @@ class EupeLlavaJoiningMixin:
             scale_factor: As in `EupeLlavaConfig`.
             image_token: Stands for an image in a prompt.
             chat_template: By default `default_chat_template`.
-            dtype: Of the whole model, by default the language model's. To train the projector without autocast, pass
-                `torch.float32`.
+            dtype: Of the whole model, by default the language model's. `torch.float32` trains without autocast.
 
         Returns:
             The model, in eval mode, and its processor.
 
         Raises:
             OSError: A model was not found.
-            ValueError: There is no tokenizer, `image_size` gives no token, or the language model's logits would
-                change. The logits of text alone are compared.
+            ValueError: There is no tokenizer, `image_size` gives no token, or the logits of text alone would change.
         """
         tower = vision if isinstance(vision, PreTrainedModel) else EupeModel.from_pretrained(vision)
         if not isinstance(tower, EupeModel):

@@ -31,8 +31,7 @@ class EupePostProcessingMixin:
 
         Args:
             outputs: With `logits` (B, num_labels, h, w).
-            target_sizes: By default the size of the logits. Logits are resized bilinearly before the best class is
-                taken, as upstream does.
+            target_sizes: Logits are resized to these, bilinearly, before the best class is taken, as upstream does.
             return_segmentation_scores: Also returns the resized logits.
 
         Returns:
@@ -49,14 +48,9 @@ class EupePostProcessingMixin:
     def post_process_depth_estimation(
         self, outputs: DepthEstimatorOutput, target_sizes: _Sizes = None
     ) -> list[dict[str, Any]]:
-        """Resizes the depth maps of `EupeForDepthEstimation` bilinearly.
+        """Resizes `predicted_depth` (B, h, w) of `EupeForDepthEstimation` bilinearly.
 
-        Args:
-            outputs: With `predicted_depth` (B, h, w) in metres.
-            target_sizes: By default the size of `predicted_depth`.
-
-        Returns:
-            One dictionary per image with `predicted_depth` (height, width) in metres.
+        Returns one dictionary per image with `predicted_depth` (height, width) in metres.
         """
         maps = _resized(outputs.predicted_depth.unsqueeze(1), target_sizes, "predicted depth")
         return [{"predicted_depth": depth[0]} for depth in maps]
@@ -74,7 +68,7 @@ class EupePostProcessingMixin:
         Args:
             outputs: With `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4).
             threshold: Detections must have a higher score.
-            target_sizes: By default boxes stay shares of the image's sides.
+            target_sizes: Without them boxes are shares of the image's sides.
             top_k: Largest number of detections per image; the best are kept.
             nms_threshold: If two boxes of one class overlap by more (intersection over union), the one with the lower
                 score is dropped. The model learns to find each object once, but after only a few hundred steps of

@@ -149,11 +149,11 @@ class EupeLlavaProcessor(SavedCodeMixin, LlavaProcessor):
         image_token: str = "<image>",
         chat_template: str | None = None,
     ) -> "EupeLlavaProcessor":
-        """Makes the processor of a new VLM. The tokenizer gets an image token, and a padding token if it has none.
+        """Makes the processor of a new VLM.
 
         Args:
-            tokenizer: The language model's. From now on it pads on the left, as `generate` needs, and has the chat
-                template. `len(tokenizer)` is the number of embeddings that the language model needs.
+            tokenizer: The language model's. It gets the image token, the chat template and, if it has none, a padding
+                token, and pads on the left, as `generate` needs. Then the model needs `len(tokenizer)` embeddings.
             vision_config: The tower's. Images are resized to its `image_size`, squared.
             scale_factor: The model's.
             image_token: Stands for an image in a prompt.
@@ -164,15 +164,13 @@ class EupeLlavaProcessor(SavedCodeMixin, LlavaProcessor):
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
         tokenizer.chat_template = chat_template or default_chat_template(tokenizer, image_token)
-        side = vision_config.image_size
-        return cls(
-            EupeImageProcessor(size={"height": side, "width": side}),
-            tokenizer,
-            patch_size=vision_config.patch_size,
-            chat_template=tokenizer.chat_template,
-            image_token=image_token,
-            scale_factor=scale_factor,
-        )
+        options: Any = {
+            "patch_size": vision_config.patch_size,
+            "image_token": image_token,
+            "scale_factor": scale_factor,
+        }
+        images = EupeImageProcessor(size=vision_config.image_size)
+        return cls(images, tokenizer, chat_template=tokenizer.chat_template, **options)
 
     def image_tokens(self, height: int, width: int) -> int:
         """Returns the number of tokens of an image of this size in pixels; a ValueError if there is none."""
