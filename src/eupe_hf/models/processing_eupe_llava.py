@@ -164,13 +164,9 @@ class EupeLlavaProcessor(SavedCodeMixin, LlavaProcessor):
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
         tokenizer.chat_template = chat_template or default_chat_template(tokenizer, image_token)
-        options: Any = {
-            "patch_size": vision_config.patch_size,
-            "image_token": image_token,
-            "scale_factor": scale_factor,
-        }
-        images = EupeImageProcessor(size=vision_config.image_size)
-        return cls(images, tokenizer, chat_template=tokenizer.chat_template, **options)
+        images, template = EupeImageProcessor(size=vision_config.image_size), tokenizer.chat_template
+        options: Any = {"image_token": image_token, "scale_factor": scale_factor}
+        return cls(images, tokenizer, vision_config.patch_size, chat_template=template, **options)
 
     def image_tokens(self, height: int, width: int) -> int:
         """Returns the number of tokens of an image of this size in pixels; a ValueError if there is none."""
