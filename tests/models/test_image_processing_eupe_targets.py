@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Targets that go through the image processors with their images: geometry worked by hand, inputs, outputs, errors."""
+"""Targets in the image processors: geometry worked out by hand, inputs, outputs, errors."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def blank(height: int, width: int) -> np.ndarray:
 
 
 def map_of(processor: Any, ids: Any, image: Any = None, **options: Any) -> torch.Tensor:
-    """What becomes of one map, (h, w), of the size of its pixel values."""
+    """Returns one processed map, (h, w), of the size of its pixel values."""
     image = blank(*ids.shape) if image is None else image
     features = processor(image, segmentation_maps=ids, return_tensors="pt", **options)
     assert features["labels"].dtype == torch.int64

@@ -15,14 +15,14 @@ from eupe_hf import EupeLlavaForConditionalGeneration, EupeModel
 from eupe_hf.models.processing_eupe_llava import default_chat_template
 
 
-# name of the family, its class in transformers, what its tiny configuration needs beside the usual
+# name of the family, its class in transformers, what its tiny configuration needs beyond the common fields
 LANGUAGE_MODELS: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "LlamaConfig", {}),
     ("llama_tied", "LlamaConfig", {"tie_word_embeddings": True}),
     ("qwen2", "Qwen2Config", {"num_key_value_heads": 2}),
     ("qwen3", "Qwen3Config", {"num_key_value_heads": 2, "head_dim": 8}),
     ("gemma", "GemmaConfig", {"head_dim": 8, "num_key_value_heads": 2}),
-    ("gemma2", "Gemma2Config", {"head_dim": 8, "num_key_value_heads": 2}),  # bounds its logits
+    ("gemma2", "Gemma2Config", {"head_dim": 8, "num_key_value_heads": 2}),  # soft-caps its logits
     ("gemma3", "Gemma3TextConfig", {"head_dim": 8, "num_key_value_heads": 2}),
     ("phi", "PhiConfig", {}),  # a head with a bias
     ("phi3", "Phi3Config", {}),

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The VLM as a model: which features reach the language model, generation, saving, and what it refuses."""
+"""The VLM as a model: the features that reach the language model, generation, saving, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SIDES = {"vit": 16, "convnext": 8}
 
 
 def projected(model: EupeLlavaForConditionalGeneration | EupeLlavaModel, pixel_values: torch.Tensor, **options: Any):
-    """What the projector is given, beside what `get_image_features` gives."""
+    """Returns the input of the projector, and the output of `get_image_features`."""
     seen = []
     hook = model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_compiled_model_gives_equal_logits() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-# ---- what is refused ----
+# ---- errors ----
 
 
 def test_mismatch_names_both_numbers_and_the_cause() -> None:

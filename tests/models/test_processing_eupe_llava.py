@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The VLM's processor: how many image tokens, assistant masks, saving, and the ways of transformers to use it."""
+"""The VLM's processor: numbers of image tokens, assistant masks, saving, and its use in transformers."""
 
 import json
 import subprocess

@@ -78,7 +78,11 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     return tokenizer.get_vocab().get(_chat_format(tokenizer).end)
 
 
-class EupeLlavaProcessor(SavedCodeMixin, LlavaProcessor):
+class _SavedLlavaProcessor(SavedCodeMixin, LlavaProcessor):
+    """A base of its own: transformers' tests compare the methods of a processor with those of its first base."""
+
+
+class EupeLlavaProcessor(_SavedLlavaProcessor):
     """transformers' `LlavaProcessor` with an EUPE image processor.
 
     Each image token of a prompt is repeated once per feature of its image: height and width after resizing, in
