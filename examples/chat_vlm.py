@@ -32,7 +32,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", required=True, help="a VLM or an adapter of one: a folder or a Hub id")
     add("--image", nargs="*", default=[], help="files or URLs of the images for the first question")
     add("--question", help="asks only this, and leaves")
-    add("--size", type=int, help="resizes images to this many pixels squared (default: the processor's)")
+    add("--size", type=int, help="side in pixels that images are resized to (default: the processor's)")
     add("--max-new-tokens", "--max_new_tokens", type=int, default=256, help="of each answer (default: 256)")
     add("--device", help="such as cpu or cuda:1 (default: the accelerator if there is one)")
     args = parser.parse_args(arguments)

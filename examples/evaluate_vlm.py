@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--by-likelihood", action="store_true", help="multiple_choice: answer with the likeliest letter")
     add("--vqa-soft", action="store_true", help="vqa: min(people who gave the answer / 3, 1)")
     add("--limit", type=int, metavar="N", help="take only N rows, evenly spaced over the split")
-    add("--size", type=int, help="resize images to this many pixels squared (default: the processor's)")
+    add("--size", type=int, help="side in pixels that images are resized to (default: the processor's)")
     add("--batch-size", type=int, default=8, help="default: %(default)s")
     add("--max-new-tokens", type=int, default=16, help="longest answer (default: %(default)s)")
     add("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16 (default: %(default)s)")

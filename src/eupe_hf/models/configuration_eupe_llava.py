@@ -12,7 +12,7 @@ from .configuration_eupe import FOLDER_FIELDS, EupeConfig
 
 @strict
 class EupeLlavaConfig(LlavaConfig):
-    """transformers' `LlavaConfig` with an EUPE encoder as `vision_config`.
+    """transformers' `LlavaConfig` with an EUPE encoder as `vision_config`. Fields not listed here are LLaVA's.
 
     Args:
         vision_config: The tower: an `EupeConfig` or its fields, by default EUPE ViT-S. By default the image processor
@@ -20,16 +20,12 @@ class EupeLlavaConfig(LlavaConfig):
         text_config: The language model: any causal one of transformers, by default LLaMA.
         image_token_index: Id of the token that stands for one image feature; also `image_token_id`.
         vision_feature_layer: Hidden state of the tower that is projected, after the tower's final norm: 0 is the
-            embeddings, i + 1 the output of block i, -1 the last. A list concatenates several. A ConvNeXt has only the
-            last.
+            embeddings, i + 1 the output of block i, -1 the last. A list concatenates several. A ConvNeXt has only -1.
         vision_feature_select_strategy: "default": patch tokens only, without class token and registers.
         scale_factor: Side of the squares of patches that the projector joins into one token: 2 turns 576 tokens into
             144. Rows and columns that do not fill a square are dropped.
-        projector_hidden_act: Activation between the projector's two layers.
-        multimodal_projector_bias: Whether these have a bias.
         lm_head_bias: Whether the language model's head has a bias, like Phi's.
-        tie_word_embeddings: Whether head and embeddings share their weights; set from `text_config`.
-        image_seq_length: Tokens of an image of `vision_config.image_size` squared; set from the others.
+        image_seq_length: Tokens of an image of `image_size` x `image_size` pixels; set from the others.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A field has the wrong type or an impossible value.

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelCard
@@ -46,8 +46,8 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
 
         Raises:
             OSError: The model, or the base of an adapter, was not found.
-            ValueError: The checkpoint lacks weights, which transformers would initialise at random. With
-                `output_loading_info=True` nothing is raised and the info lists the missing keys.
+            ValueError: Weights are missing, which transformers would initialise at random. With
+                `output_loading_info=True` the info lists them instead.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -55,11 +55,9 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
         if missing and pretrained_model_name_or_path is not None and not output_loading_info:
             raise ValueError(
                 f"{pretrained_model_name_or_path} lacks {len(missing)} weights of {cls.__name__}, among them "
-                f"{', '.join(missing[:3])}. EupeLlavaForConditionalGeneration.from_vision_text joins an encoder and a "
-                "language model."
+                f"{', '.join(missing[:3])}. from_vision_text joins an encoder and a language model."
             )
-        loaded: Any = (model, info) if output_loading_info else model
-        return loaded
+        return cast(Any, (model, info) if output_loading_info else model)
 
     @classmethod
     def _plain_class(cls) -> type:

@@ -42,7 +42,7 @@ class EupeLlavaJoiningMixin:
             text: The language model, likewise: any causal one with a linear head, whose logits may be soft-capped.
             tokenizer: The language model's, by default loaded from the same place as `text`. It gets an image token,
                 a padding token if it has none, a chat template, and pads on the left.
-            image_size: The processor resizes images to this many pixels squared.
+            image_size: The processor resizes images to `image_size` x `image_size` pixels.
             vision_feature_layer: As in `EupeLlavaConfig`.
             scale_factor: As in `EupeLlavaConfig`.
             image_token: Stands for an image in a prompt.

@@ -129,7 +129,5 @@ def _resized(maps: torch.Tensor, target_sizes: _Sizes, what: str) -> Iterator[to
 
 def _check_target_sizes(count: int, target_sizes: Sequence[tuple[int, int]] | torch.Tensor, what: str) -> None:
     if len(target_sizes) != count:
-        raise ValueError(
-            f"target_sizes must have one (height, width) per image: there are {count} {what} and "
-            f"{len(target_sizes)} sizes."
-        )
+        given = f"there are {count} {what} and {len(target_sizes)} sizes"
+        raise ValueError(f"target_sizes must have one (height, width) per image: {given}.")

@@ -95,7 +95,7 @@ class EupeLlavaProcessor(_SavedLlavaProcessor):
         patch_size: The tower's: 16 for the ViTs, 32 for the ConvNeXts.
         vision_feature_select_strategy: "default": patch tokens only.
         chat_template: Used by `apply_chat_template`.
-        image_token: Stands for an image in a prompt. If the tokenizer names its own, that one is used.
+        image_token: Stands for an image in a prompt, unless the tokenizer names its own.
         num_additional_image_tokens: For tools that count as for CLIP: the class token, which "default" drops.
         scale_factor: The model's.
 
@@ -158,7 +158,7 @@ class EupeLlavaProcessor(_SavedLlavaProcessor):
         Args:
             tokenizer: The language model's. It gets the image token, the chat template and, if it has none, a padding
                 token, and pads on the left, as `generate` needs. Then the model needs `len(tokenizer)` embeddings.
-            vision_config: The tower's. Images are resized to its `image_size`, squared.
+            vision_config: The tower's. Images are resized to `image_size` x `image_size` pixels.
             scale_factor: The model's.
             image_token: Stands for an image in a prompt.
             chat_template: By default `default_chat_template`.
@@ -193,10 +193,9 @@ class EupeLlavaProcessor(_SavedLlavaProcessor):
         sizes = [tuple(image.shape[-2:]) for image in pixels]
         if len(set(sizes)) > 1 and return_tensors is not None:
             height, width = (max(sides) for sides in zip(*sizes, strict=True))
-            padded = [
-                functional.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in pixels
-            ]
-            processed["pixel_values"], processed["image_sizes"] = torch.stack(padded), [list(size) for size in sizes]
+            missing = [(0, width - columns, 0, height - rows) for rows, columns in sizes]
+            processed["pixel_values"] = torch.stack(list(map(functional.pad, pixels, missing)))
+            processed["image_sizes"] = [list(size) for size in sizes]
         elif return_tensors == "pt":
             processed["pixel_values"] = torch.stack(pixels)
         return processed, [self.replace_image_token(processed, index) for index in range(len(pixels))]
@@ -205,9 +204,8 @@ class EupeLlavaProcessor(_SavedLlavaProcessor):
         if image_sizes is None:
             return MultiModalData()
         sizes = self.image_processor.processed_sizes(image_sizes, **self._merge_kwargs(**kwargs)["images_kwargs"])
-        return MultiModalData(
-            num_image_tokens=[self.image_tokens(*size) for size in sizes], num_image_patches=[1] * len(sizes)
-        )
+        tokens = [self.image_tokens(*size) for size in sizes]
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=[1] * len(sizes))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of `processor_config.json`, which also says which file holds the code."""
