@@ -4,13 +4,13 @@
     python examples/chat_vlm.py --model my-vlm --image photo.jpg
     python examples/chat_vlm.py --model my-vlm --image left.jpg right.jpg --question "What differs?"
 
-Without --question every line that is typed, or comes from a pipe, is a question; the model remembers what was said.
-"/image FILE" shows it another image, "/new" starts over, an empty line or the end of the input leaves.
+Without --question, every line that you type or pipe in is a question, and the model remembers the conversation.
+"/image FILE" adds an image, "/new" starts over, and an empty line or the end of the input leaves.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,97 +19,109 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 from transformers import logging as transformers_logging
 
-from eupe_hf.data.rows import read_image
+from eupe_hf.loading import pick_device
+from eupe_hf.models.image_processing_eupe_reading import open_image
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog="example: python examples/chat_vlm.py --model my-vlm --image a.jpg"
     )
-    parser.add_argument("--model", required=True, help="a VLM, or an adapter of one: a folder or an id on the Hub")
-    parser.add_argument("--image", nargs="*", default=[], help="photographs that the first question is about")
-    parser.add_argument("--question", help="ask this alone, and leave")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="of each answer (default: 256)")
-    return parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--model", required=True, help="a VLM or an adapter of one: a folder or a Hub id")
+    add("--image", nargs="*", default=[], help="files or URLs of the images for the first question")
+    add("--question", help="asks only this, and leaves")
+    add("--size", type=int, help="side in pixels that images are resized to (default: the processor's)")
+    add("--max-new-tokens", "--max_new_tokens", type=int, default=256, help="of each answer (default: 256)")
+    add("--device", help="such as cpu or cuda:1 (default: the accelerator if there is one)")
+    args = parser.parse_args(arguments)
+    for name in ("size", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    return args
 
 
-def open_image(path: str) -> PIL.Image.Image:
-    """The image, or a `ValueError` that says why not."""
-    return read_image({"path": path, "bytes": None}, "The image")
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Loads the model and its processor."""
+    if not Path(args.model).exists() and len(Path(args.model).parts) != 2:  # a name on the Hub is USER/NAME
+        raise ValueError(f"There is no model at {args.model}: pass a folder or a Hub id.")
+    device = pick_device(args.device)
+    model = AutoModelForImageTextToText.from_pretrained(args.model).eval().to(device)
+    processor = AutoProcessor.from_pretrained(args.model)
+    if args.size is not None:
+        processor.image_processor.size = {"height": args.size, "width": args.size}
+    return model, processor
 
 
-class Chat:
-    """A conversation, its images, and the model that takes part in it."""
-
-    def __init__(self, model: str, images: list[PIL.Image.Image], max_new_tokens: int):
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        self.model = AutoModelForImageTextToText.from_pretrained(model).eval().to(device)
-        self.processor, self.max_new_tokens = AutoProcessor.from_pretrained(model), max_new_tokens
-        self.messages: list[dict[str, Any]] = []
-        self.new_images = images  # those that the next question is about
-
-    def ask(self, question: str) -> None:
-        """Print the answer word by word, and remember it."""
-        parts = [{"type": "image", "image": image} for image in self.new_images] + [{"type": "text", "text": question}]
-        messages = [*self.messages, {"role": "user", "content": parts}]
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device)
-        streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        # the same answer each time
-        output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, streamer=streamer)
-        answer = self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        self.new_images = []
-
-    def follow(self, lines: Iterable[str]) -> None:
-        """Take questions and commands until an empty line; what is wrong with one is said, and the next is taken."""
-        for line in map(str.strip, lines):
-            command, _, rest = line.partition(" ")
-            try:
-                if not line:
-                    return
-                if command == "/image":
-                    self.new_images.append(open_image(rest.strip()))
-                elif command == "/new":
-                    self.messages, self.new_images = [], []
-                else:
-                    self.ask(line)
-            except ValueError as error:  # an image that cannot be read, or more than the model can take
-                print(" ".join(str(error).split()))
+def answer(model: Any, processor: Any, messages: list[dict[str, Any]], max_new_tokens: int) -> dict[str, Any]:
+    """Prints the answer to the last message word by word, and returns it as a message."""
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with torch.inference_mode():  # greedy: the same question gets the same answer
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
+    said = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return {"role": "assistant", "content": [{"type": "text", "text": said}]}
 
 
-def typed_lines() -> Iterable[str]:
-    """Lines of the standard input, with a prompt where somebody types them."""
+def question(text: str, images: list[PIL.Image.Image]) -> dict[str, Any]:
+    """Makes a message of a question and the new images that it is about."""
+    parts = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def typed_lines() -> Iterator[str]:
+    """Yields the lines of the standard input up to an empty one, with a prompt if it is a terminal."""
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)
-        line = sys.stdin.readline()
+        line = sys.stdin.readline().strip()
         if not line:
             return
         yield line
 
 
+def one_line(error: Exception) -> str:
+    """Puts the message of an error on one line."""
+    message = str(error).partition("Model type should be one of")[0]  # transformers lists a hundred classes
+    return " ".join(message.split())
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Load the model, show it the images, answer."""
-    args = parse_arguments(arguments)
+    """Runs the chat."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        if args.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens must be at least 1, got {args.max_new_tokens}.")
-        images = [open_image(path) for path in args.image]
-        if not Path(args.model).exists() and len(Path(args.model).parts) != 2:  # a name on the Hub is USER/NAME
-            raise ValueError(f"There is no model at {args.model}.")
-        chat = Chat(args.model, images, args.max_new_tokens)
+        # 1. Read the options and the images: what is wrong with them shows before the model is loaded.
+        args = parse(arguments)
+        images = [open_image(path, "The image") for path in args.image]
+
+        # 2. Load the model.
+        model, processor = load(args)
+
+        # 3. Answer one question and leave.
         if args.question is not None:
-            chat.ask(args.question)
+            answer(model, processor, [question(args.question, images)], args.max_new_tokens)
             return
     except (OSError, ValueError) as error:
-        message = str(error).partition("Model type should be one of")[0]  # transformers lists a hundred classes
-        sys.exit(f"chat_vlm.py: {' '.join(message.split())}")
-    chat.follow(typed_lines())
+        sys.exit(f"chat_vlm.py: {one_line(error)}")
+
+    # 4. Or answer line by line. After an error the chat goes on with the next line.
+    messages: list[dict[str, Any]] = []
+    for line in typed_lines():
+        command, _, rest = line.partition(" ")
+        try:
+            if command == "/image":
+                images.append(open_image(rest.strip(), "The image"))
+            elif command == "/new":
+                messages, images = [], []
+            else:
+                asked = [*messages, question(line, images)]
+                messages, images = [*asked, answer(model, processor, asked, args.max_new_tokens)], []
+        except ValueError as error:  # an unreadable image, or more than the model can take
+            print(one_line(error))
 
 
 if __name__ == "__main__":

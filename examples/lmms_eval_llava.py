@@ -4,12 +4,12 @@ r"""Evaluate a VLM on the six benchmarks of the paper with lmms-eval, through it
     python examples/lmms_eval_llava.py --model llava_hf --model_args pretrained=my-vlm,dtype=bfloat16,device_map=cuda \
         --batch_size 1 --tasks textvqa_val,scienceqa_img,realworldqa,pope,gqa,mme --output_path results/ --log_samples
 
-The options are lmms-eval's own (`pip install lmms-eval decord`). These tasks are the paper's TextVQA, SQA,
-RealWorldQA, POPE, GQA and, as `mme_perception_score`, MME-P; their data comes from the Hub. Several GPUs, without
-`device_map`: `accelerate launch --num_processes 8 examples/lmms_eval_llava.py ...`.
+The options are lmms-eval's own (`pip install lmms-eval decord`). The tasks are the paper's TextVQA, SQA, RealWorldQA,
+POPE, GQA and, as `mme_perception_score`, MME-P. Their data comes from the Hub. On several GPUs, leave out `device_map`
+and start with `accelerate launch --num_processes 8 examples/lmms_eval_llava.py ...`.
 
-Tried with lmms-eval 0.7.3 on the CPU, on a task of POPE's kind with drawn pictures, with and without `--force_simple`;
-the six benchmarks themselves have not been run here. transformers 5 refuses the wrapper's default `device_map=""`.
+This was tried with lmms-eval 0.7.3 on the CPU, on a task like POPE with drawn images, with and without
+`--force_simple`. The six benchmarks have not been run. transformers 5 refuses the wrapper's default `device_map=""`.
 """
 
 from typing import Any
@@ -21,10 +21,10 @@ from eupe_hf import EupeLlavaForConditionalGeneration
 
 
 class EupeLlava(EupeLlavaForConditionalGeneration):
-    """The model, ending its answers where its own configuration says."""
+    """The model, whose answers end where its own configuration says."""
 
     def generate(self, *args: Any, eos_token_id: Any = None, **kwargs: Any) -> Any:
-        """The wrapper passes the tokenizer's end of text, which is not what ends a turn in every family."""
+        """Ignores the wrapper's end of text, which does not end a turn in every family."""
         ends = self.generation_config.eos_token_id
         return super().generate(*args, eos_token_id=eos_token_id if ends is None else ends, **kwargs)
 

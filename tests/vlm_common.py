@@ -44,7 +44,7 @@ def make_language_model(**fields: Any) -> LlamaForCausalLM:
 def make_vlm(
     family: str, image_size: int = 64, **options: Any
 ) -> tuple[EupeLlavaForConditionalGeneration, EupeLlavaProcessor]:
-    """A VLM with random weights that are not small, so that what is read shows in what comes out."""
+    """A VLM with random weights large enough that each input shows in the output."""
     torch.manual_seed(0)
     model, processor = EupeLlavaForConditionalGeneration.from_vision_text(
         make_tower(family), make_language_model(), tokenizer=make_tokenizer(), image_size=image_size, **options

@@ -15,6 +15,29 @@ from .models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
 from .variants import check_source
 
 
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device to run a model on.
+
+    Args:
+        device: A name such as "cpu", "cuda" or "cuda:1"; by default the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: The device is not on this machine, or computes nothing ("meta").
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if device is None:
+        return found
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (AssertionError, ImportError, RuntimeError):  # a name torch does not know, or a device that is not there
+        chosen = None
+    if chosen is None or chosen.type == "meta":
+        names = " or ".join(dict.fromkeys(("cpu", found.type)))
+        raise ValueError(f"The device {str(device)!r} is not available on this machine: choose {names}.")
+    return chosen
+
+
 def load_task_model(name: str) -> EupePreTrainedModel | None:
     """A saved task model or multi-task model, of whichever class; `None` if there is an encoder alone.
 

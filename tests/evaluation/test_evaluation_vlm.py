@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Questions, answers and scores of VLMs, worked out by hand, and examples/evaluate_vlm.py as a user runs it."""
+"""Questions, answers and scores of VLMs, worked out by hand, and examples/evaluate_vlm.py as you run it."""
 
 import itertools
 import json
@@ -275,7 +275,8 @@ def test_script_scores_yes_and_no(run: Run, tmp_path: Path, parrot: Path) -> Non
     assert [sample["score"] for sample in saved["samples"]] == [1, 0, 1, 0, 0]
     assert saved["samples"][0]["question"].startswith("Is it 0?\nAnswer the question")
     assert (saved["protocol"], saved["model"], saved["num_examples"]) == ("yes_no", str(parrot), 5)
-    limited = run("yes_no", data, "--limit", 2, "--suffix", "Say it.")
+    limited = run("yes_no", data, "--limit", 2, "--suffix", "Say it.", "--size", 32, "--device", "cpu")
+    assert limited["settings"]["size"] == 32 and saved["settings"]["size"] is None
     assert limited["num_examples"] == limited["settings"]["limit"] == 2
     assert [sample["question"] for sample in limited["samples"]] == ["Is it 0?\nSay it.", "Is it 2?\nSay it."]
 
@@ -297,7 +298,7 @@ def test_script_scores_free_answers(run: Run, tmp_path: Path) -> None:
     answers = [["Yes."] * 2 + ["no"] * 8, ["no"] * 10]
     data = save(tmp_path / "vqa", {"question": ["Is it?"] * 2, "answer": ["YES", "the no"], "answers": answers})
     assert run("vqa", data)["metrics"] == {"accuracy": 0.5}
-    assert run("vqa", data, "--vqa_soft")["metrics"] == {"accuracy": pytest.approx(0.3)}  # 0.6 and 0
+    assert run("vqa", data, "--vqa-soft")["metrics"] == {"accuracy": pytest.approx(0.3)}  # 0.6 and 0
 
 
 def test_script_reads_json_lines_with_paths_and_rows_without_image(run: Run, tmp_path: Path) -> None:
@@ -326,8 +327,11 @@ def test_script_reads_json_lines_with_paths_and_rows_without_image(run: Run, tmp
             ("vqa", "--vqa_soft", "--answer_column", "answer"),
             "Row 0: This accuracy takes the answers of several people, got 1.",
         ),
-        (("vqa", "--by_likelihood"), "--by_likelihood does not go with --task vqa"),
+        (("vqa", "--by_likelihood"), "--by-likelihood requires --task multiple_choice, got vqa"),
         (("vqa", "--limit", "0"), "--limit must be at least 1, got 0"),
+        (("vqa", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
+        (("vqa", "--size", "0"), "--size must be at least 1, got 0"),
+        (("yes_no", "--answer-column", "answer", "--limit", "1", "--device", "nonsense"), "device 'nonsense' is not"),
         (("vqa", "--dtype", "int8"), "--dtype must be auto, float32, bfloat16 or float16, got int8"),
         (("vqa", "--split", "nothing"), "cannot be loaded: Unknown split 'nothing'."),
         (("vqa", "--output", "no/such/folder.json"), "must be a file in a folder that exists"),

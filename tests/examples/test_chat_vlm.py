@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The chat script: what it prints is what the model generates, it remembers, and says what is wrong."""
+"""The chat script: it prints what the model generates, remembers the conversation, and reports errors."""
 
 import io
 import re
@@ -25,14 +25,14 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny VLM with random weights, and pictures."""
+    """A tiny VLM with random weights, and images."""
     folder = tmp_path_factory.mktemp("chat")
     save_parts(folder)
     torch.manual_seed(1)
     model, processor = EupeLlavaForConditionalGeneration.from_vision_text(
         folder / "tower", folder / "text", image_size=64
     )
-    words = range(WORDS.index("how"), WORDS.index("USER"))  # always eight words, of those that are printed
+    words = range(WORDS.index("how"), WORDS.index("USER"))  # always eight words that are printed
     model.generation_config.suppress_tokens = [i for i in range(model.lm_head.out_features) if i not in words]
     model.save_pretrained(folder / "vlm")
     processor.save_pretrained(folder / "vlm")
@@ -43,7 +43,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the model was given, question by question."""
+    """The inputs of the model, question by question."""
     calls: list[dict[str, Any]] = []
     generate = EupeLlavaForConditionalGeneration.generate
 
@@ -57,7 +57,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch, material: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the script in this process on the lines of a pipe; gives what it printed."""
+    """Runs the script in this process on the lines of a pipe, and returns what it printed."""
     monkeypatch.chdir(material)
 
     def run_here(*options: Any, lines: str = "") -> str:
@@ -90,6 +90,12 @@ def test_question_prints_what_the_model_generates(chat: Run, material: Path, ask
     assert torch.equal(asked[0]["pixel_values"].cpu(), pixels)
 
 
+def test_size_and_device_are_used(chat: Run, asked: list[dict[str, Any]]) -> None:
+    chat("--image", "0.png", "--size", "32", "--device", "cpu", "--question", QUESTION)
+    assert asked[0]["pixel_values"].shape == (1, 3, 32, 32)
+    assert asked[0]["input_ids"].device.type == "cpu"
+
+
 def test_several_images_and_none_are_taken(chat: Run, material: Path, asked: list[dict[str, Any]]) -> None:
     printed = chat("--image", "0.png", "1.png", "--question", QUESTION)
     assert asked[0]["pixel_values"].shape == (2, 3, 64, 64)
@@ -120,12 +126,12 @@ def test_lines_of_a_pipe_are_one_conversation(chat: Run, asked: list[dict[str, A
 def test_bad_image_is_answered_with_a_sentence_and_the_chat_goes_on(chat: Run, asked: list[dict[str, Any]]) -> None:
     Path("cut.png").write_bytes(Path("0.png").read_bytes()[:100])
     printed = chat(lines=f"/image nowhere.png\n/image cut.png\n/image\n{QUESTION}\n").splitlines()
-    assert printed[0].startswith("The image (nowhere.png) cannot be read: ")
-    assert printed[1].startswith("The image (cut.png) cannot be read: ") and "cannot be read" in printed[2]
+    assert printed[0].startswith("The image 'nowhere.png' can't be read (")
+    assert printed[1].startswith("The image 'cut.png' can't be read (") and "can't be read" in printed[2]
     assert len(printed) == 4 and "pixel_values" not in asked[0]
 
 
-def test_too_long_a_conversation_is_told(chat: Run) -> None:
+def test_too_long_a_conversation_is_reported(chat: Run) -> None:
     printed = chat("--image", "0.png", lines=f"{'what ' * 300}\nwhat is it ?\n").splitlines()
     assert "the language model takes at most 256" in printed[0] and len(printed) == 2
 
@@ -133,9 +139,12 @@ def test_too_long_a_conversation_is_told(chat: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--image", "nowhere.png"], r"The image \(nowhere.png\) cannot be read"),
-        (["--model", "nowhere"], "There is no model at nowhere."),
-        (["--max_new_tokens", "0"], "--max_new_tokens must be at least 1, got 0."),
+        (["--image", "nowhere.png"], r"The image 'nowhere.png' can't be read"),
+        (["--model", "nowhere"], r"There is no model at nowhere: pass a folder or a Hub id\."),
+        (["--max_new_tokens", "0"], r"--max-new-tokens must be at least 1, got 0\."),
+        (["--max-new-tokens", "0"], r"--max-new-tokens must be at least 1, got 0\."),
+        (["--size", "0"], r"--size must be at least 1, got 0\."),
+        (["--device", "nonsense"], "The device 'nonsense' is not available on this machine"),
     ],
 )
 def test_wrong_options_end_with_one_sentence(chat: Run, options: list[str], words: str) -> None:

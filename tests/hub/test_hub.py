@@ -113,7 +113,7 @@ def test_short_name_loads_everywhere_and_asks_once(server: HubServer, auto_class
 
 
 def test_configuration_of_a_vlm_refuses_the_name_of_an_encoder(server: HubServer) -> None:
-    with pytest.raises(ValueError, match=r"model of type 'eupe', no EUPE VLM.*from_vision_text joins"):
+    with pytest.raises(ValueError, match=r"model of type 'eupe', not an EUPE VLM.*from_vision_text joins"):
         EupeLlavaConfig.from_pretrained("eupe-t")
     assert server.requests == FETCHED
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Targets that go through the image processors with their images: geometry worked by hand, inputs, outputs, errors."""
+"""Targets in the image processors: geometry worked out by hand, inputs, outputs, errors."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def blank(height: int, width: int) -> np.ndarray:
 
 
 def map_of(processor: Any, ids: Any, image: Any = None, **options: Any) -> torch.Tensor:
-    """What becomes of one map, (h, w), of the size of its pixel values."""
+    """Returns one processed map, (h, w), of the size of its pixel values."""
     image = blank(*ids.shape) if image is None else image
     features = processor(image, segmentation_maps=ids, return_tensors="pt", **options)
     assert features["labels"].dtype == torch.int64
@@ -74,7 +74,7 @@ COLUMNS = np.arange(8, dtype=np.uint8)[None].repeat(4, axis=0)  # 4x8, each pixe
 ROWS = np.arange(8, dtype=np.uint8)[:, None].repeat(4, axis=1)  # 8x4, each pixel its row
 
 
-def test_squash_takes_the_nearest_pixel_of_maps(processor: Any) -> None:
+def test_resize_takes_the_nearest_pixel_of_maps(processor: Any) -> None:
     smaller = map_of(processor, COLUMNS, size={"height": 2, "width": 4})
     assert smaller.tolist() == [[1, 3, 5, 7]] * 2  # centres at 1, 3, 5, 7: as torch's nearest-exact
     larger = map_of(processor, COLUMNS, size={"height": 4, "width": 12})
@@ -85,7 +85,7 @@ def test_squash_takes_the_nearest_pixel_of_maps(processor: Any) -> None:
     assert ids.unique().numel() > 140
 
 
-def test_squash_scales_boxes(processor: Any) -> None:
+def test_resize_scales_boxes(processor: Any) -> None:
     labels = labels_of(processor, (100, 200), [50, 20, 100, 40], [0, 0, 200, 100], size={"height": 50, "width": 400})
     assert corners(labels) == [[100, 10, 300, 30], [0, 0, 400, 50]]
     np.testing.assert_allclose(labels["boxes"], [[0.5, 0.4, 0.5, 0.4], [0.5, 0.5, 1, 1]])

@@ -15,14 +15,14 @@ from eupe_hf import EupeLlavaForConditionalGeneration, EupeModel
 from eupe_hf.models.processing_eupe_llava import default_chat_template
 
 
-# name of the family, its class in transformers, what its tiny configuration needs beside the usual
+# name of the family, its class in transformers, what its tiny configuration needs beyond the common fields
 LANGUAGE_MODELS: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "LlamaConfig", {}),
     ("llama_tied", "LlamaConfig", {"tie_word_embeddings": True}),
     ("qwen2", "Qwen2Config", {"num_key_value_heads": 2}),
     ("qwen3", "Qwen3Config", {"num_key_value_heads": 2, "head_dim": 8}),
     ("gemma", "GemmaConfig", {"head_dim": 8, "num_key_value_heads": 2}),
-    ("gemma2", "Gemma2Config", {"head_dim": 8, "num_key_value_heads": 2}),  # bounds its logits
+    ("gemma2", "Gemma2Config", {"head_dim": 8, "num_key_value_heads": 2}),  # soft-caps its logits
     ("gemma3", "Gemma3TextConfig", {"head_dim": 8, "num_key_value_heads": 2}),
     ("phi", "PhiConfig", {}),  # a head with a bias
     ("phi3", "Phi3Config", {}),
@@ -113,7 +113,7 @@ def test_what_can_not_be_joined_is_refused(tmp_path: Path) -> None:
     scaled = make("CohereConfig", {"num_key_value_heads": 2, "logit_scale": 0.1})
     with pytest.raises(ValueError, match="CohereForCausalLM does more to its logits than a linear head"):
         join(make_tower("vit"), scaled, **options)
-    with pytest.raises(ValueError, match="vision must be an EupeModel or where one is, got LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="vision must be an EupeModel or its name or folder, got LlamaForCausalLM"):
         join(make_language_model(), make_language_model(), **options)
     with pytest.raises(ValueError, match="pass tokenizer="):
         join(make_tower("vit"), make_language_model())
@@ -187,10 +187,10 @@ def test_chat_template_follows_the_language_model(extra: tuple[str, ...], expect
             conversation, chat_template=template, tokenize=False, add_generation_prompt=True
         )
         assert text == expected
-        told = tokenizer.apply_chat_template(
+        encoded = tokenizer.apply_chat_template(
             conversation, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )
-        marked = [i for i, mask in zip(told["input_ids"], told["assistant_masks"], strict=True) if mask]
+        marked = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
         assert tokenizer.decode(marked) == answer
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The VLM as a model: which features reach the language model, generation, saving, and what it refuses."""
+"""The VLM as a model: the features that reach the language model, generation, saving, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SIDES = {"vit": 16, "convnext": 8}
 
 
 def projected(model: EupeLlavaForConditionalGeneration | EupeLlavaModel, pixel_values: torch.Tensor, **options: Any):
-    """What the projector is given, beside what `get_image_features` gives."""
+    """Returns the input of the projector, and the output of `get_image_features`."""
     seen = []
     hook = model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_squares_of_patches_are_joined_row_by_row() -> None:
     assert projector(features, (4, 5)).shape == (1, 4, 32)
     first = [[0, 1, 5, 6], [2, 3, 7, 8], [10, 11, 15, 16], [12, 13, 17, 18]]
     assert seen[0][0, :, ::192].tolist() == first
-    with pytest.raises(ValueError, match="20 features are no grid of 4 x 4"):
+    with pytest.raises(ValueError, match="20 features do not form a grid of 4 x 4"):
         projector(features)
 
 
@@ -208,7 +208,7 @@ def test_compiled_model_gives_equal_logits() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-# ---- what is refused ----
+# ---- errors ----
 
 
 def test_mismatch_names_both_numbers_and_the_cause() -> None:
@@ -236,7 +236,7 @@ def test_prompt_beyond_the_context_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vision_feature_select_strategy": "full"}, "must be 'default', patch tokens alone, got 'full'"),
+        ({"vision_feature_select_strategy": "full"}, "must be 'default', patch tokens only, got 'full'"),
         ({"vision_feature_layer": 9}, "vision_feature_layer must be from -4 to 3, got 9"),
         ({"image_sizes": [[64, 64]] * 2}, "one row per image, 1, got 2"),
         ({"image_sizes": [[8, 64]]}, "at least 16 x 16 pixels, one token, got 8 x 64"),
@@ -253,7 +253,10 @@ def test_features_of_what_does_not_fit_are_refused(options: dict[str, Any], mess
         ({"scale_factor": 0}, "scale_factor must be at least 1, got 0"),
         ({"vision_feature_layer": [1, 99]}, "must be from -13 to 12"),
         ({"vision_config": {"model_type": "clip_vision_model"}}, "must be an EupeConfig, got model_type 'clip_vision"),
-        ({"vision_config": {"backbone_type": "convnext"}, "vision_feature_layer": 1}, "last stage alone has a norm"),
+        (
+            {"vision_config": {"backbone_type": "convnext"}, "vision_feature_layer": 1},
+            "only its last stage has a norm",
+        ),
         ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
     ],
 )
@@ -304,10 +307,10 @@ def test_missing_weight_is_an_error(tmp_path: Path) -> None:
 
 def test_folder_of_something_else_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     make_tower("vit").save_pretrained(tmp_path / "tower")
-    with pytest.raises(ValueError, match=r"tower holds a model of type 'eupe', no EUPE VLM.*from_vision_text"):
+    with pytest.raises(ValueError, match=r"tower holds a model of type 'eupe', not an EUPE VLM.*from_vision_text"):
         EupeLlavaForConditionalGeneration.from_pretrained(tmp_path / "tower")
     make_language_model().save_pretrained(tmp_path / "text")
-    with pytest.raises(ValueError, match="of type 'llama', no EUPE VLM"):
+    with pytest.raises(ValueError, match="of type 'llama', not an EUPE VLM"):
         EupeLlavaForConditionalGeneration.from_pretrained(tmp_path / "text")
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The VLM's processor: how many image tokens, assistant masks, saving, and the ways of transformers to use it."""
+"""The VLM's processor: numbers of image tokens, assistant masks, saving, and its use in transformers."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def count(processor: EupeLlavaProcessor, inputs: Any) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "sizes", "tokens"),
     [
-        ({}, [(30, 40)], [16]),  # squashed to 64 x 64
+        ({}, [(30, 40)], [16]),  # resized to 64 x 64
         ({"size": {"height": 32, "width": 96}}, [(30, 40)], [12]),
         ({"size": {"shortest_edge": 64}}, [(100, 150), (100, 100)], [24, 16]),
         ({"do_resize": False}, [(50, 79), (64, 64)], [12, 16]),
@@ -66,7 +66,7 @@ def test_scale_factor_and_stride_count() -> None:
     assert (processor.patch_size, processor.scale_factor) == (8, 2)
     assert processor.image_tokens(64, 64) == 16
     assert processor.image_tokens(79, 33) == 8
-    with pytest.raises(ValueError, match="15 x 64 pixels gives no image token: it takes at least 16 x 16"):
+    with pytest.raises(ValueError, match="15 x 64 pixels gives no image token: at least 16 x 16"):
         processor.image_tokens(15, 64)
 
 
@@ -96,7 +96,7 @@ def test_wrong_input_is_answered_by_a_sentence(tmp_path: Path) -> None:
         processor(images=image, text="<image> what?", truncation=True, max_length=8)
     with pytest.raises(ValueError, match=r"nothing\.jpg' can't be read"):
         processor(images=str(tmp_path / "nothing.jpg"), text="<image> what?")
-    with pytest.raises(ValueError, match="'<image>' must be one token, the tokenizer makes 7 of it"):
+    with pytest.raises(ValueError, match="'<image>' must be one token, but the tokenizer splits it into 7"):
         EupeLlavaProcessor(processor.image_processor, make_tokenizer())
 
 

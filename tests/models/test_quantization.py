@@ -78,7 +78,7 @@ def test_quantized_features_are_near(encoders: Path, family: str, bits: str) -> 
 @both_families
 @both_widths
 def test_heads_stay_whole(encoders: Path, monkeypatch: pytest.MonkeyPatch, family: str, bits: str) -> None:
-    monkeypatch.setattr(hub, "fetch", lambda name, **options: encoders / family)  # a short name as users give it
+    monkeypatch.setattr(hub, "fetch", lambda name, **options: encoders / family)  # a short name
     config = BitsAndBytesConfig(**QUANTIZED[bits])
     model = AutoModelForImageClassification.from_pretrained("eupe-b", num_labels=3, quantization_config=config)
     assert type(model) is EupeForImageClassification and config.llm_int8_skip_modules is None
@@ -102,7 +102,7 @@ def test_adapter_on_quantized_weights_learns_and_reloads(
     config = lora_config(model, r=4, targets="all")
     model = peft.get_peft_model(peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), config)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    model.train()  # in eval mode bitsandbytes lays the weights out anew for the CPU
+    model.train()  # in eval mode bitsandbytes changes the layout of the weights for the CPU
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     images, labels = torch.randn(8, 3, 64, 64), torch.arange(8) % 2
     losses = []

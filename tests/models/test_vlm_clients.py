@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Tools that speak transformers' LLaVA meet an EUPE VLM: evaluation wrappers, trainers, and LLaVA itself."""
+"""EUPE VLMs in tools that are made for transformers' LLaVA: evaluation wrappers, trainers, and LLaVA itself."""
 
 import logging as standard_logging
 import os
@@ -36,7 +36,7 @@ RED, BLUE = Image.new("RGB", (90, 60), "red"), Image.new("RGB", (50, 70), "blue"
 
 @pytest.fixture(params=["vit", "convnext"], scope="module")
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VLM as it lies on disk."""
+    """The folder of a saved VLM."""
     folder = tmp_path_factory.mktemp(request.param)
     for part in make_vlm(request.param):
         part.save_pretrained(folder)
@@ -85,7 +85,7 @@ def test_processor_has_what_llavas_has_and_its_arithmetic_gives_our_number(
 
 
 def load_as_a_wrapper(folder: Path, classes: dict[str, type], dtype: Any = "auto") -> tuple[Any, Any]:
-    """Load as lmms-eval's wrapper for LLaVA does: the class follows from the model type of the configuration."""
+    """Loads like lmms-eval's wrapper for LLaVA, which picks the class by the configuration's model type."""
     model_class = classes[AutoConfig.from_pretrained(folder).model_type]
     options = {"revision": "main", "trust_remote_code": False, "attn_implementation": None}
     model = model_class.from_pretrained(folder, torch_dtype=dtype, device_map="cpu", **options)
@@ -95,7 +95,7 @@ def load_as_a_wrapper(folder: Path, classes: dict[str, type], dtype: Any = "auto
 
 
 def answer_as_a_wrapper(model: Any, tokenizer: Any, inputs: Any, **options: Any) -> str:
-    """Generate with the arguments that wrappers pass, and decode what is new."""
+    """Generates with the arguments that wrappers pass, and decodes the new tokens."""
     end = tokenizer.eos_token_id
     arguments = {"do_sample": False, "temperature": None, "top_p": None, "num_beams": 1, "max_new_tokens": 8}
     arguments |= {"use_cache": True, "pad_token_id": end, "eos_token_id": end, **options}
@@ -191,7 +191,7 @@ def conversation(answer: str) -> list[dict[str, Any]]:
 
 @both_families
 def test_collator_of_a_trainer_gives_a_loss_on_answers_alone(family: str) -> None:
-    """What the collator of TRL's SFTTrainer does with a batch of `messages` and `images`."""
+    """Collates `messages` and `images` like TRL's SFTTrainer."""
     model, processor = make_vlm(family)
     chats = []
     for answer, images in (("red", [RED]), ("a blue one", [BLUE, RED])):
@@ -249,7 +249,7 @@ def test_trl_trains_on_messages_with_images(family: str, with_lora: bool, tmp_pa
 
 @pytest.fixture
 def warnings_of_the_encoder() -> Iterator[list[str]]:
-    """What the encoder warns of from here on."""
+    """The encoder's warnings from here on."""
     messages: list[str] = []
     handler = standard_logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -261,7 +261,7 @@ def warnings_of_the_encoder() -> Iterator[list[str]]:
 
 
 def plain_llava(family: str, additional: int, layer: int | list[int] = -1) -> tuple[Any, Any]:
-    """What somebody gets who puts an `EupeConfig` into transformers' LLaVA, and a processor for it."""
+    """transformers' LLaVA with an `EupeConfig` in it, and inputs."""
     torch.manual_seed(0)
     vision = EupeConfig(**TOWERS[family], image_size=64)
     config = LlavaConfig(
@@ -306,7 +306,7 @@ def test_plain_llava_with_a_convnext_fails(warnings_of_the_encoder: list[str]) -
 
 
 @both_families
-def test_nobody_else_is_warned(family: str, warnings_of_the_encoder: list[str]) -> None:
+def test_no_other_use_warns(family: str, warnings_of_the_encoder: list[str]) -> None:
     model, processor = make_vlm(family, vision_feature_layer=[1, -1] if family == "vit" else -1)
     inputs = processor(images=[RED], text="<image>?", return_tensors="pt")
     model(**inputs, output_hidden_states=True)

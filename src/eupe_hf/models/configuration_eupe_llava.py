@@ -13,28 +13,24 @@ from .sharing_eupe import EupeNamesMixin
 
 @strict
 class EupeLlavaConfig(EupeNamesMixin, LlavaConfig):
-    """transformers' `LlavaConfig` with an EUPE encoder as `vision_config`, and what only EUPE towers have.
+    """transformers' `LlavaConfig` with an EUPE encoder as `vision_config`. Fields not listed here are LLaVA's.
 
     Args:
-        vision_config: The tower: an `EupeConfig` or its fields, by default EUPE ViT-S. Its `image_size` is the side to
-            which the default image processor squashes.
-        text_config: The language model, any causal one of transformers; by default LLaMA's.
+        vision_config: The tower: an `EupeConfig` or its fields, by default EUPE ViT-S. By default the image processor
+            resizes to its `image_size`.
+        text_config: The language model: any causal one of transformers, by default LLaMA.
         image_token_index: Id of the token that stands for one image feature; also `image_token_id`.
-        vision_feature_layer: Which hidden state of the tower is projected: 0 is the embeddings, i + 1 the output of
-            block i, -1 the last. A list concatenates several. All pass through the tower's final norm. A ConvNeXt has
-            the last alone.
-        vision_feature_select_strategy: "default": patch tokens only, neither class token nor registers.
-        scale_factor: Side of the squares of patches that the projector joins into one token: 2 makes 144 tokens of
-            576. Rows and columns that fill no square are left out.
-        projector_hidden_act: Activation between the projector's two layers.
-        multimodal_projector_bias: Whether these have a bias.
-        lm_head_bias: Whether the language model's head has a bias, as Phi's.
-        tie_word_embeddings: Whether head and embeddings share their weights; follows from `text_config`.
-        image_seq_length: Tokens of an image of `vision_config.image_size` squared; follows from the others.
+        vision_feature_layer: Hidden state of the tower that is projected, after the tower's final norm: 0 is the
+            embeddings, i + 1 the output of block i, -1 the last. A list concatenates several. A ConvNeXt has only -1.
+        vision_feature_select_strategy: "default": patch tokens only, without class token and registers.
+        scale_factor: Side of the squares of patches that the projector joins into one token: 2 turns 576 tokens into
+            144. Rows and columns that do not fill a square are dropped.
+        lm_head_bias: Whether the language model's head has a bias, like Phi's.
+        image_seq_length: Tokens of an image of `image_size` x `image_size` pixels; set from the others.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A field has the wrong type or an impossible value.
-        ValueError: A layer that the tower does not have, or a `scale_factor` below 1.
+        ValueError: The tower lacks a layer, or `scale_factor` is below 1.
 
     Example:
 
@@ -70,10 +66,10 @@ class EupeLlavaConfig(EupeNamesMixin, LlavaConfig):
         model_type = given.get("model_type", EupeConfig.model_type)
         if model_type != EupeConfig.model_type:
             raise ValueError(f"vision_config must be an EupeConfig, got model_type {model_type!r}.")
-        # what belongs to the folder that the tower came from stays there
+        # fields about the tower's own folder stay there
         self.vision_config = {key: value for key, value in given.items() if key not in FOLDER_FIELDS}
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # before the number of tokens is made of impossible values
+        self.validate_architecture()  # before impossible values give a number of tokens
         side = self.vision_config.image_size // (self.vision_config.patch_size * self.scale_factor)
         self.image_seq_length = side**2
 
@@ -81,33 +77,26 @@ class EupeLlavaConfig(EupeNamesMixin, LlavaConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, but the configuration of something else is refused: it names no language model.
-
-        Raises:
-            ValueError: The folder or repository holds another kind of model, an encoder for instance.
-        """
+        """Does what transformers does, but refuses the configuration of another kind of model with a ValueError."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a model of type {config_dict['model_type']!r}, no EUPE VLM. "
-                "EupeLlavaForConditionalGeneration.from_vision_text joins an encoder and a language model."
+                f"{pretrained_model_name_or_path} holds a model of type {config_dict['model_type']!r}, not an EUPE "
+                "VLM. EupeLlavaForConditionalGeneration.from_vision_text joins an encoder and a language model."
             )
         return config_dict, kwargs
 
     def validate_architecture(self) -> None:
-        """Part of `@strict`. Raises `ValueError` naming the field."""
+        """Raises a ValueError that names the field. `@strict` calls it."""
         if self.scale_factor < 1:
             raise ValueError(f"scale_factor must be at least 1, got {self.scale_factor}.")
         self.feature_layers(self.vision_feature_layer)
 
     def feature_layers(self, layers: int | list[int]) -> list[int]:
-        """Hidden states of the tower by number, from 0.
-
-        Args:
-            layers: As `vision_feature_layer`.
+        """Returns hidden states of the tower, counted from 0, for layers given as in `vision_feature_layer`.
 
         Raises:
-            ValueError: The tower has no such layer, or it is a stage of a ConvNeXt that has no norm.
+            ValueError: The tower lacks a layer, or it is a stage of a ConvNeXt without a norm.
         """
         tower = self.vision_config
         count = tower.num_stages + 1
@@ -116,7 +105,6 @@ class EupeLlavaConfig(EupeNamesMixin, LlavaConfig):
             raise ValueError(f"vision_feature_layer must be from {-count} to {count - 1}, got {layers}.")
         chosen = [layer % count for layer in chosen]
         if tower.backbone_type == "convnext" and chosen != [count - 1]:
-            raise ValueError(
-                f"vision_feature_layer of a ConvNeXt must be -1, got {layers}: its last stage alone has a norm."
-            )
+            message = "vision_feature_layer of a ConvNeXt must be -1"
+            raise ValueError(f"{message}, got {layers}: only its last stage has a norm.")
         return chosen

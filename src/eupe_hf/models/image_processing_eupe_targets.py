@@ -1,14 +1,14 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Segmentation maps and boxes that go through the image processors with their images; part of those processors.
+"""Takes segmentation maps and boxes through the image processors with their images; part of those processors.
 
-What becomes of an image, where it is resized to and what of it stands where in the result, follows from its size and
-the options alone. It is worked out once (`_place`), and maps and boxes both follow it.
+Where an image is resized to, and where its parts are in the result, follows from its size and the options alone.
+`_place` works it out once, and maps and boxes both follow it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,43 +16,39 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_transforms import corners_to_center_format
 from transformers.image_utils import SizeDict, is_pil_image
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import is_vision_available, logging
+from transformers.utils import logging
 
-
-if is_vision_available():
-    import PIL.ImageOps
+from .image_processing_eupe_reading import upright
 
 
 logger = logging.get_logger(__name__)
 
-
 _MAP_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of one integer per pixel
-
-
 _COCO_BOX = "COCO is [left, top, width, height] in pixels of the original image"
+_ROUNDING = 1e-6  # pixels: a narrower box is a rounding error at the edge of a crop
 
 
-_ROUNDING = 1e-6  # pixels: a box that rounding leaves over beside a crop is no box
-
-
-class EupeTargetsKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Options of the EUPE image processors for targets.
+class EupeImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """Options of the EUPE image processors beyond transformers' `ImagesKwargs`.
 
     Attributes:
-        do_reduce_labels: Counts the classes of segmentation maps from 0 where the data counts from 1, as ADE20K does:
-            0 becomes the ignore index, k becomes k - 1, and the ignore index stays.
-        semantic_loss_ignore_index: The class id of what is added around a segmentation map, and of 0 where
-            `do_reduce_labels` is set. Must be that of the model's configuration; 255 in both by default.
-        format: Format of the annotations: "coco_detection", the only one.
+        size_divisor: Makes both sides multiples of this number of pixels, e.g. 16, the ViTs' patch size. `do_pad=True`
+            pads to it around the largest image of the batch. Otherwise the bottom and the right are cut.
+        do_reduce_labels: Counts classes from 0 if the data counts from 1, as ADE20K does: 0 becomes the ignore index,
+            k becomes k - 1, and the ignore index stays.
+        semantic_loss_ignore_index: The class id of the padding around a segmentation map, and of 0 with
+            `do_reduce_labels`. Must equal the model's, 255 by default.
+        format: Of the annotations: "coco_detection", the only one.
     """
 
+    size_divisor: int | None
     do_reduce_labels: bool | None
     semantic_loss_ignore_index: int
     format: str | None
 
 
 class EupeTargetsMixin(BaseImageProcessor):
-    """Makes `labels` of the `segmentation_maps` or `annotations` that come with images; `preprocess` describes both.
+    """Turns `segmentation_maps` or `annotations` into `labels`. `preprocess` describes both.
 
     ```python
     >>> import numpy as np
@@ -74,12 +70,7 @@ class EupeTargetsMixin(BaseImageProcessor):
     format = "coco_detection"
 
     def processed_sizes(self, sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[int, int]]:
-        """Height and width in pixels of what a call makes of images of these sizes, without making it.
-
-        Args:
-            sizes: Height and width of each image, with EXIF rotation undone.
-            **options: As a call takes them.
-        """
+        """Returns height and width in pixels that images of these sizes, upright, get in a call with these options."""
         own = {name: getattr(self, name) for name in self._valid_kwargs_names}
         options = self._standardize_kwargs(**{**own, **options})
         return [(rows.size, columns.size) for rows, columns in _place(sizes, **options)]
@@ -93,7 +84,7 @@ class EupeTargetsMixin(BaseImageProcessor):
             raise ValueError("segmentation_maps and annotations would both become labels: pass one of them.")
         images = self._prepare_image_like_inputs(images, **kwargs)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        targets: Sequence[_Target]  # read, and refused, before the work on the images
+        targets: Any  # read, and refused, before the work on the images
         if annotations is not None:
             targets = _read_annotations(annotations, sizes)
         else:
@@ -102,11 +93,9 @@ class EupeTargetsMixin(BaseImageProcessor):
         features = self._preprocess(images, **kwargs)
         is_array = isinstance(features["pixel_values"][0], np.ndarray)
         labels = []
-        for index, (rows, columns) in enumerate(_place(sizes, **kwargs)):
-            placed, device = targets[index].place(rows, columns), images[index].device
-            labels.append(
-                {key: value.cpu().numpy() if is_array else value.to(device) for key, value in placed.items()}
-            )
+        for index, axes in enumerate(_place(sizes, **kwargs)):
+            placed, device = targets[index].place(*axes).items(), images[index].device
+            labels.append({key: value.cpu().numpy() if is_array else value.to(device) for key, value in placed})
         if annotations is not None:
             features["labels"] = [BatchFeature(label) for label in labels]
             return features
@@ -120,7 +109,7 @@ class EupeTargetsMixin(BaseImageProcessor):
 
 
 def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """Height and width, in pixels, that an image is resized to; `shortest_edge` keeps the aspect ratio."""
+    """Returns the height and width, in pixels, that an image is resized to; `shortest_edge` keeps the aspect ratio."""
     if not size.shortest_edge:
         return size.height, size.width
     long = int(size.shortest_edge * max(height, width) / min(height, width))
@@ -130,8 +119,8 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 class _Axis(NamedTuple):
     """One side of an image on its way, all in pixels.
 
-    `side` of them are resized to `resized`, of which those from `start` to `stop` stand from `offset` on in a result
-    of `size`. What else there is in the result was added.
+    `side` is resized to `resized`. Its pixels from `start` to `stop` begin at `offset` in a result of `size`. The rest
+    of the result is padding.
     """
 
     side: int
@@ -143,16 +132,16 @@ class _Axis(NamedTuple):
 
     @property
     def kept(self) -> slice:
-        """Where in the result there is something of the image."""
+        """The part of the result that comes from the image."""
         return slice(self.offset, self.offset + self.stop - self.start)
 
     def sources(self, device: torch.device) -> torch.Tensor:
-        """The pixel of the image that is nearest to each in `kept`, in integers, so that no rounding decides."""
+        """Nearest pixel of the image for each in `kept`, in integers, so that no rounding decides."""
         places = torch.arange(self.start, self.stop, device=device)
         return (2 * places + 1) * self.side // (2 * self.resized)
 
     def move(self, positions: torch.Tensor) -> torch.Tensor:
-        """Positions on the side to positions in the result; those that were cut off go to the edge of `kept`."""
+        """Moves positions on the side into the result. Those that were cut off go to the edge of `kept`."""
         resized = positions * self.resized / self.side
         return resized.clamp(self.start, self.stop) - self.start + self.offset
 
@@ -164,14 +153,14 @@ class _Axis(NamedTuple):
 
 
 def _crop(side: int, resized: int, crop: int) -> _Axis:
-    # as `center_crop`: first padded to the crop, then cut, with its rounding
+    # like `center_crop`: first padded to the crop, then cut, with its rounding
     padded = max(resized, crop)
     start = round((padded - crop) / 2)
     return _Axis(side, resized, start, min(resized, start + crop), (padded - resized) // 2, crop)
 
 
 def _place(sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[_Axis, _Axis]]:
-    """Rows and columns of each image in the result, by the options of the processor."""
+    """Returns rows and columns of each image in the result, by the options of the processor."""
     divisor, crop = options["size_divisor"] or 1, options["crop_size"]
     placements = []
     for size in sizes:
@@ -196,13 +185,6 @@ def _check_count(targets: int, images: int, what: str) -> None:
         raise ValueError(f"There are {images} images and {targets} {what}: pass one for each image.")
 
 
-class _Target(Protocol):
-    """What one image comes with."""
-
-    def place(self, rows: _Axis, columns: _Axis) -> dict[str, torch.Tensor]:
-        """The target as it is in the result."""
-
-
 class _Map(NamedTuple):
     """The class ids of one image, int64 (H, W)."""
 
@@ -210,7 +192,7 @@ class _Map(NamedTuple):
     ignore_index: int
 
     def place(self, rows: _Axis, columns: _Axis) -> dict[str, torch.Tensor]:
-        """The ids in the result, with the ignore index where there is nothing of the image."""
+        """Returns the ids in the result, with the ignore index in the padding."""
         rows_of, columns_of = (axis.sources(self.ids.device) for axis in (rows, columns))
         placed = self.ids.new_full((rows.size, columns.size), self.ignore_index)
         placed[rows.kept, columns.kept] = self.ids[rows_of][:, columns_of]
@@ -236,13 +218,10 @@ def _read_map(ids: Any, size: tuple[int, int], index: int) -> torch.Tensor:
     if is_pil_image(ids):
         if ids.mode not in _MAP_MODES:
             raise ValueError(
-                f"{name} has the mode {ids.mode}: pass one class id per pixel, in the modes 1, L, P, I or I;16, and "
-                "translate colours and fractions to ids before."
+                f"{name} has the mode {ids.mode}: pass one class id per pixel, in the modes 1, L, P, I or I;16. "
+                "Translate colours and fractions to ids first."
             )
-        try:
-            ids = np.asarray(PIL.ImageOps.exif_transpose(ids))  # a palette's indices, not its colours
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{name} can't be read ({error}): pass an intact image.") from error
+        ids = np.asarray(upright(ids, name))  # a palette's indices, not its colours
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "bui":
         ids = torch.from_numpy(ids.astype(np.int64))
     if not isinstance(ids, (np.ndarray, torch.Tensor)):
@@ -268,12 +247,12 @@ class _Objects(NamedTuple):
     area: torch.Tensor
 
     def place(self, rows: _Axis, columns: _Axis) -> dict[str, torch.Tensor]:
-        """What detectors of transformers are trained on, of what of the objects is left in the result."""
+        """Returns the labels that transformers' detectors are trained on, for the objects left in the result."""
         left, top, right, bottom = self.boxes.unbind(-1)
         boxes = torch.stack([columns.move(left), rows.move(top), columns.move(right), rows.move(bottom)], dim=-1)
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = (sides > _ROUNDING).all(dim=-1)
-        # of an object that is no rectangle the same share is taken to be left as of its box
+        # an object that is not a rectangle keeps the same share of its area as its box
         area = self.area * sides.prod(dim=-1) / (self.boxes[:, 2:] - self.boxes[:, :2]).prod(dim=-1)
         centered = corners_to_center_format(boxes[kept]) / boxes.new_tensor([columns.size, rows.size] * 2)
         return {
@@ -290,10 +269,8 @@ class _Objects(NamedTuple):
 def _read_annotations(annotations: Any, sizes: Sequence[tuple[int, int]]) -> list[_Objects]:
     annotations = list(annotations) if isinstance(annotations, Sequence) else [annotations]
     _check_count(len(annotations), len(sizes), "annotations")
-    pairs = zip(annotations, sizes, strict=True)
-    return [
-        _read_image_annotations(target, size, f"annotations[{index}]") for index, (target, size) in enumerate(pairs)
-    ]
+    names = [f"annotations[{index}]" for index in range(len(sizes))]
+    return list(map(_read_image_annotations, annotations, sizes, names))
 
 
 def _read_image_annotations(target: Any, size: tuple[int, int], name: str) -> _Objects:
@@ -307,7 +284,7 @@ def _read_image_annotations(target: Any, size: tuple[int, int], name: str) -> _O
         raise ValueError(f"{name} has image_id={target['image_id']!r}: give a whole number.")
     class_labels, boxes, areas = [], [], []
     for index, item in enumerate(items):
-        if item.get("iscrowd"):  # a crowd is no object to be found; transformers leaves them out as well
+        if item.get("iscrowd"):  # a crowd is not one object; transformers leaves crowds out as well
             continue
         box = _read_box(item, size, f"{name}['annotations'][{index}]")
         sides = box[2] - box[0], box[3] - box[1]
@@ -325,7 +302,7 @@ def _read_image_annotations(target: Any, size: tuple[int, int], name: str) -> _O
 
 
 def _read_box(item: Mapping[str, Any], size: tuple[int, int], name: str) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of an object, clipped to its image, in pixels."""
+    """Returns left, top, right and bottom of an object, clipped to its image, in pixels."""
     missing = [key for key in ("bbox", "category_id") if key not in item]
     if missing:
         raise ValueError(f"{name} has no {' and no '.join(missing)}: give bbox, {_COCO_BOX}, and category_id.")
@@ -346,6 +323,6 @@ def _read_box(item: Mapping[str, Any], size: tuple[int, int], name: str) -> tupl
         where = f"outside its image of height {size[0]} and width {size[1]}"
         raise ValueError(f"{name} has bbox={bbox!r}, {where}: {_COCO_BOX}.")
     if right > limits[0] + 1 or bottom > limits[1] + 1 or min(left, top) < -1:
-        # of fixed words, so that it comes once; often right and bottom were given for width and height
+        # fixed words, so that it appears once; often right and bottom were given as width and height
         logger.warning_once(f"Boxes reach beyond their images by over a pixel and are clipped: {_COCO_BOX}.")
     return max(left, 0.0), max(top, 0.0), min(right, limits[0]), min(bottom, limits[1])

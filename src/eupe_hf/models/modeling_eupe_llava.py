@@ -1,15 +1,14 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """EUPE as the vision tower of transformers' LLaVA: tower, projector and any causal language model."""
 
-import copy
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -26,15 +25,16 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_eupe_llava import EupeLlavaConfig
 from .modeling_eupe import EupeModel
 from .modeling_eupe_cards import llava_card
+from .modeling_eupe_llava_joining import EupeLlavaJoiningMixin
 from .modeling_eupe_saving import EupeSavingMixin
-from .processing_eupe_llava import EupeLlavaProcessor, end_of_turn_id
+from .processing_eupe_llava import EupeLlavaProcessor
 
 
 _Model = TypeVar("_Model", bound="EupeLlavaPreTrainedModel")
 
 
 class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
-    """What the VLM classes share: loading that leaves nothing random, and saving that is complete."""
+    """Loading that leaves nothing random and saving that is complete, for both VLM classes."""
 
     config_class = EupeLlavaConfig
     config: EupeLlavaConfig
@@ -43,12 +43,12 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
     def from_pretrained(
         cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
     ) -> _Model:
-        """Load a model, or the folder of an adapter with its base. Arguments as in transformers.
+        """Loads a model, or an adapter with its base. Arguments as in transformers.
 
         Raises:
-            OSError: The model, or the base of an adapter, is not to be had.
-            ValueError: The checkpoint lacks weights, which transformers would initialise at random. With
-                `output_loading_info=True` nothing is raised, the info lists the missing keys.
+            OSError: The model, or the base of an adapter, was not found.
+            ValueError: Weights are missing, which transformers would initialise at random. With
+                `output_loading_info=True` the info lists them instead.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -56,11 +56,9 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
         if missing and pretrained_model_name_or_path is not None and not output_loading_info:
             raise ValueError(
                 f"{pretrained_model_name_or_path} lacks {len(missing)} weights of {cls.__name__}, among them "
-                f"{', '.join(missing[:3])}. EupeLlavaForConditionalGeneration.from_vision_text joins an encoder and a "
-                "language model."
+                f"{', '.join(missing[:3])}. from_vision_text joins an encoder and a language model."
             )
-        loaded: Any = (model, info) if output_loading_info else model
-        return loaded
+        return cast(Any, (model, info) if output_loading_info else model)
 
     @classmethod
     def _auto_classes(cls) -> dict[str, type]:
@@ -79,7 +77,7 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
 
 
 class EupeLlavaProjector(LlavaMultiModalProjector):
-    """LLaVA's two layers with GELU; before them `scale_factor` squared patches are joined into one token."""
+    """LLaVA's two layers with GELU. Before them, `scale_factor` squared patches are joined into one token."""
 
     def __init__(self, config: EupeLlavaConfig):
         super().__init__(config)
@@ -90,23 +88,16 @@ class EupeLlavaProjector(LlavaMultiModalProjector):
             self.linear_1 = nn.Linear(width, text_width, bias=config.multimodal_projector_bias)
 
     def forward(self, image_features: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """Project the features of a grid of patches.
+        """Projects (N, H * W, C), row-major, where C counts all layers.
 
-        Args:
-            image_features: (N, H * W, C), row-major; C counts all layers.
-            grid: H and W; by default the grid is square. Read where `scale_factor` is above 1.
-
-        Returns:
-            (N, H // scale_factor * W // scale_factor, width of the language model), row-major.
-
-        Raises:
-            ValueError: The grid does not fit the features.
+        `grid` is H and W, by default a square. It is used if `scale_factor` is above 1. Returns (N, H // scale_factor
+        * W // scale_factor, width of the language model), row-major; a ValueError if the grid does not fit.
         """
         if self.scale_factor > 1:
             side = round(image_features.shape[1] ** 0.5)
             grid = grid or (side, side)
             if grid[0] * grid[1] != image_features.shape[1]:
-                raise ValueError(f"{image_features.shape[1]} features are no grid of {grid[0]} x {grid[1]} patches.")
+                raise ValueError(f"{image_features.shape[1]} features do not form a grid of {grid[0]} x {grid[1]}.")
             image_features = _join_squares(image_features.unflatten(1, grid), self.scale_factor)
         return super().forward(image_features)
 
@@ -122,9 +113,7 @@ def _join_squares(maps: torch.Tensor, side: int) -> torch.Tensor:
 class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
     """transformers' `LlavaModel` on an EUPE tower: `vision_tower`, `multi_modal_projector`, `language_model`.
 
-    A frozen tower (`model.vision_tower.requires_grad_(False)`) has nothing random in it, also in train mode.
-
-    Example:
+    A frozen tower (`model.vision_tower.requires_grad_(False)`) is deterministic, in train mode too.
 
     ```python
     >>> import torch
@@ -156,33 +145,28 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
         image_sizes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Image tokens as the language model reads them.
+        """Encodes images into the tokens that the language model reads.
 
         Args:
-            pixel_values: (N, 3, H, W), normalised, of all images of the batch in the order of their places.
-            vision_feature_layer: As in the configuration, by default its.
+            pixel_values: (N, 3, H, W), normalised: all images of the batch in the order of the prompts.
+            vision_feature_layer: By default the configuration's.
             vision_feature_select_strategy: `None` or "default".
-            image_sizes: (N, 2), height and width in pixels where images of different sizes were padded at the bottom
-                and the right: each is encoded as if it were alone.
+            image_sizes: (N, 2), height and width in pixels of images that were padded at the bottom and the right.
+                Each is encoded as if it were alone.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
             `pooler_output`: one (tokens, width of the language model) per image: its normed patch tokens, row-major,
-            projected. Where all images are of one size, the rest is as in `EupeModel.forward`, `last_hidden_state`
-            with the tower's prefix tokens.
+            projected. If all images have one size, the other outputs are those of `EupeModel.forward`.
 
         Raises:
-            ValueError: A layer that the tower does not have, another strategy, or an image too small for one token.
+            ValueError: The tower lacks a layer, the strategy is another, or an image is too small for one token.
         """
         if vision_feature_select_strategy not in (None, "default"):
-            raise ValueError(
-                "vision_feature_select_strategy must be 'default', patch tokens alone, got "
-                f"{vision_feature_select_strategy!r}."
-            )
-        config = self.config
-        layers = config.feature_layers(
-            config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        )
+            given = repr(vision_feature_select_strategy)
+            raise ValueError(f"vision_feature_select_strategy must be 'default', patch tokens only, got {given}.")
+        chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layers = self.config.feature_layers(chosen)
         if image_sizes is None:
             return self._encode(pixel_values, layers, **kwargs)
         sizes = [tuple(size) for size in torch.as_tensor(image_sizes).tolist()]
@@ -190,9 +174,9 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
             raise ValueError(f"image_sizes must have one row per image, {len(pixel_values)}, got {len(sizes)}.")
         features: list[Any] = [None] * len(sizes)
         for height, width in dict.fromkeys(sizes):
-            chosen = [i for i, size in enumerate(sizes) if size == (height, width)]
-            outputs = self._encode(pixel_values[chosen, :, :height, :width], layers, **kwargs)
-            for i, feature in zip(chosen, outputs.pooler_output, strict=True):
+            indices = [i for i, size in enumerate(sizes) if size == (height, width)]
+            outputs = self._encode(pixel_values[indices, :, :height, :width], layers, **kwargs)
+            for i, feature in zip(indices, outputs.pooler_output, strict=True):
                 features[i] = feature
         return outputs if len(set(sizes)) == 1 else BaseModelOutputWithPooling(pooler_output=features)
 
@@ -223,15 +207,12 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """Where image features go: a mask (B, tokens, 1).
+        """Returns a mask (B, tokens, 1) of the places for `image_features` (features, C) of all images together.
 
-        Args:
-            input_ids: (B, tokens), or `None` to find the image token's embedding.
-            inputs_embeds: (B, tokens, C).
-            image_features: (features, C), of all images together.
+        Without `input_ids` (B, tokens) it looks for the image token's embedding in `inputs_embeds` (B, tokens, C).
 
         Raises:
-            ValueError: More or fewer image tokens than features, or a prompt beyond the language model's context.
+            ValueError: There are more or fewer image tokens than features, or the prompt exceeds the context.
         """
         if input_ids is None:
             token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
@@ -243,7 +224,7 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
         if limit is not None and length > limit:
             raise ValueError(
                 f"The prompt has {length} tokens, the language model takes at most {limit}; the batch holds {count} "
-                "image tokens. Give fewer or smaller images (size= of the processor), or train with scale_factor=2."
+                "image tokens. Pass fewer or smaller images (size= of the processor), or train with scale_factor=2."
             )
         torch_compilable_check(
             mask.sum() == count,
@@ -264,7 +245,7 @@ def _new_head(config: EupeLlavaConfig) -> nn.Linear:
 
 
 class _SoftcappedLinear(nn.Linear):
-    """The head of a language model that bounds its logits, as Gemma 2's."""
+    """The head of a language model that bounds its logits, like Gemma 2."""
 
     def __init__(self, *args: Any, softcap: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -274,8 +255,10 @@ class _SoftcappedLinear(nn.Linear):
         return self.softcap * torch.tanh(super().forward(input) / self.softcap)
 
 
-class EupeLlavaForConditionalGeneration(EupeLlavaPreTrainedModel, LlavaForConditionalGeneration, GenerationMixin):
-    """transformers' `LlavaForConditionalGeneration` on an EUPE tower. `from_vision_text` makes one of two models.
+class EupeLlavaForConditionalGeneration(
+    EupeLlavaJoiningMixin, EupeLlavaPreTrainedModel, LlavaForConditionalGeneration, GenerationMixin
+):
+    """transformers' `LlavaForConditionalGeneration` on an EUPE tower. `from_vision_text` joins one from two models.
 
     Example:
 
@@ -321,130 +304,3 @@ class EupeLlavaForConditionalGeneration(EupeLlavaPreTrainedModel, LlavaForCondit
     def multi_modal_projector(self) -> EupeLlavaProjector:
         """The projector, `model.multi_modal_projector`."""
         return self.model.multi_modal_projector
-
-    @classmethod
-    def from_vision_text(
-        cls,
-        vision: EupeModel | str | os.PathLike,
-        text: PreTrainedModel | str | os.PathLike,
-        *,
-        tokenizer: Any = None,
-        image_size: int = 384,
-        vision_feature_layer: int | list[int] = -1,
-        scale_factor: int = 1,
-        image_token: str = "<image>",
-        chat_template: str | None = None,
-        dtype: torch.dtype | str | None = None,
-    ) -> tuple["EupeLlavaForConditionalGeneration", EupeLlavaProcessor]:
-        """Join an encoder and a language model. The projector between them is new, and to be trained.
-
-        Args:
-            vision: The encoder: a model, which is taken over, not copied; or a short name, a Hub id, a folder.
-            text: The language model: the same. Any causal one whose logits are a linear head's, soft-capped or not.
-            tokenizer: The language model's; by default loaded from where `text` is. It gets an image token, a padding
-                token if it has none, a chat template (see `default_chat_template`), and pads on the left.
-            image_size: Side in pixels to which the processor squashes images.
-            vision_feature_layer: As in `EupeLlavaConfig`.
-            scale_factor: As in `EupeLlavaConfig`.
-            image_token: What stands for an image in a prompt.
-            chat_template: Instead of the default.
-            dtype: Of the whole model, by default the language model's. Where the projector is to be trained without
-                autocast, `torch.float32`.
-
-        Returns:
-            The model, in eval mode, and its processor.
-
-        Raises:
-            OSError: A model is not to be had.
-            ValueError: No tokenizer, an `image_size` that gives no token, or a language model whose logits would
-                change: those of text alone are compared.
-        """
-        tower = vision if isinstance(vision, PreTrainedModel) else EupeModel.from_pretrained(vision)
-        if not isinstance(tower, EupeModel):
-            raise ValueError(f"vision must be an EupeModel or where one is, got {type(tower).__name__}.")
-        source = text.name_or_path if isinstance(text, PreTrainedModel) else text
-        if tokenizer is None:
-            if not source:
-                raise ValueError("text has no name to load a tokenizer from: pass tokenizer=.")
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        causal = text if isinstance(text, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(text)
-        cast(causal, _dtype(dtype) or causal.dtype)
-        before = _text_logits(causal)
-        config = EupeLlavaConfig(
-            vision_config={**tower.config.to_dict(), "image_size": image_size},
-            text_config=causal.config.get_text_config(),
-            vision_feature_layer=vision_feature_layer,
-            scale_factor=scale_factor,
-            lm_head_bias=getattr(causal.get_output_embeddings(), "bias", None) is not None,
-        )
-        processor = EupeLlavaProcessor.from_tokenizer(
-            tokenizer, config.vision_config, scale_factor, image_token, chat_template
-        )
-        processor.image_tokens(image_size, image_size)  # refuses too small a size
-        if len(processor.tokenizer) > causal.get_input_embeddings().num_embeddings:
-            causal.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
-        config.text_config, config.image_token_index = causal.config.get_text_config(), processor.image_token_id
-        cast(tower, causal.dtype)
-        model = cls._join(config, tower, causal)
-        if chat_template is None:
-            model._stop_at(end_of_turn_id(tokenizer))
-        after = _text_logits(model)[..., : before.shape[-1]]
-        if not torch.allclose(before, after, atol=1e-3, rtol=1e-3):
-            raise ValueError(
-                f"{type(causal).__name__} does more to its logits than a linear head: those of text would change "
-                f"by up to {(before - after).abs().max():.3g}. Such a language model is not supported."
-            )
-        return model, processor
-
-    @classmethod
-    def _join(
-        cls, config: EupeLlavaConfig, tower: EupeModel, causal: PreTrainedModel
-    ) -> "EupeLlavaForConditionalGeneration":
-        decoder, head = causal.base_model, causal.get_output_embeddings()
-        config.vision_config._attn_implementation = tower.config._attn_implementation
-        config.text_config._attn_implementation = causal.config._attn_implementation
-        config.vision_config.name_or_path = tower.config.name_or_path
-        config.dtype = config.vision_config.dtype = config.text_config.dtype = causal.dtype
-        with torch.device("meta"):
-            model = cls(config)
-        if type(model.model.language_model) is not type(decoder):
-            raise ValueError(
-                f"{type(causal).__name__} is no plain causal language model: pass AutoModelForCausalLM's."
-            )
-        tower.config.image_size = config.vision_config.image_size
-        model.model.vision_tower, model.model.language_model = tower, decoder
-        projector = EupeLlavaProjector(config)
-        for module in projector.modules():
-            model._init_weights(module)
-        model.model.multi_modal_projector = projector.to(causal.device, causal.dtype)
-        tower.to(causal.device)
-        model.lm_head.weight, model.lm_head.bias = head.weight, head.bias
-        model.tie_weights()
-        model.generation_config = copy.deepcopy(causal.generation_config)
-        return model.eval()
-
-    def _stop_at(self, token_id: int | None) -> None:
-        ends = self.generation_config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        if token_id is not None and token_id not in ends:
-            self.generation_config.eos_token_id = [*ends, token_id]
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-def cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the parameters. `to` would round the frequencies of rotary embeddings too, which have to be float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
-@torch.no_grad()
-def _text_logits(model: PreTrainedModel) -> torch.Tensor:
-    """Logits of a few tokens, in float32, (1, 4, vocabulary)."""
-    was_training = model.training
-    ids = torch.arange(5, 9, device=model.device)[None]  # any but the first, which are special
-    logits = model.eval()(input_ids=ids).logits.float()
-    model.train(was_training)
-    return logits

@@ -1,8 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""From the outputs of the task models to results at the size of the pictures; part of the image processors."""
+"""Turns outputs of the task models into results at the size of the images; part of the image processors."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
@@ -12,29 +12,31 @@ from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmente
 from transformers.utils import ModelOutput
 
 
+_Sizes: TypeAlias = Sequence[tuple[int, int]] | torch.Tensor | None
+
+
 class EupePostProcessingMixin:
-    """`post_process_*` methods of the image processors, by the names that transformers' pipelines call."""
+    """`post_process_*` methods of the image processors, under the names that transformers' pipelines call.
+
+    Each takes `target_sizes`, (height, width) in pixels, one per image, else it raises a ValueError.
+    """
 
     def post_process_semantic_segmentation(
         self,
         outputs: SemanticSegmenterOutput,
-        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        target_sizes: _Sizes = None,
         return_segmentation_scores: bool = False,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Label maps from the logits of `EupeForSegmentation`.
+        """Turns the logits of `EupeForSegmentation` into label maps.
 
         Args:
             outputs: With `logits` (B, num_labels, h, w).
-            target_sizes: (height, width) of each result in pixels, one per image; by default the size of the logits.
-                Logits are resized bilinearly before the best class is taken, as upstream does.
-            return_segmentation_scores: Also give the resized logits.
+            target_sizes: Logits are resized to these, bilinearly, before the best class is taken, as upstream does.
+            return_segmentation_scores: Also returns the resized logits.
 
         Returns:
-            One (height, width) map of class ids per image; or objects with `segmentation` and `segmentation_scores`
+            One (height, width) map of class ids per image, or objects with `segmentation` and `segmentation_scores`
             (num_labels, height, width).
-
-        Raises:
-            ValueError: Not one target size per image.
         """
         results = []
         for logits in _resized(outputs.logits, target_sizes, "logits"):
@@ -44,21 +46,11 @@ class EupePostProcessingMixin:
         return results
 
     def post_process_depth_estimation(
-        self,
-        outputs: DepthEstimatorOutput,
-        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        self, outputs: DepthEstimatorOutput, target_sizes: _Sizes = None
     ) -> list[dict[str, Any]]:
-        """Depth maps from the output of `EupeForDepthEstimation`.
+        """Resizes `predicted_depth` (B, h, w) of `EupeForDepthEstimation` bilinearly.
 
-        Args:
-            outputs: With `predicted_depth` (B, h, w) in metres.
-            target_sizes: (height, width) of each result in pixels, one per image; by default the size predicted.
-
-        Returns:
-            One dictionary per image with `predicted_depth` (height, width) in metres, resized bilinearly.
-
-        Raises:
-            ValueError: Not one target size per image.
+        Returns one dictionary per image with `predicted_depth` (height, width) in metres.
         """
         maps = _resized(outputs.predicted_depth.unsqueeze(1), target_sizes, "predicted depth")
         return [{"predicted_depth": depth[0]} for depth in maps]
@@ -67,28 +59,24 @@ class EupePostProcessingMixin:
         self,
         outputs: ModelOutput,
         threshold: float = 0.5,
-        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        target_sizes: _Sizes = None,
         top_k: int = 100,
         nms_threshold: float | None = 0.6,
     ) -> list[dict[str, torch.Tensor]]:
-        """Boxes from the output of `EupeForObjectDetection`.
+        """Turns the output of `EupeForObjectDetection` into boxes.
 
         Args:
             outputs: With `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4).
-            threshold: Only detections with a higher score.
-            target_sizes: (height, width) of each picture in pixels, one per image; by default boxes stay shares of
-                the image's sides.
-            top_k: At most so many detections per image, the best.
-            nms_threshold: Of two boxes of one class that overlap by more (intersection over union) the one with the
-                lower score goes. The model itself learns to find each object once, but a head that has trained for
-                only a few hundred steps still repeats some; `None` leaves its answer as it is.
+            threshold: Detections must have a higher score.
+            target_sizes: Without them boxes are shares of the image's sides.
+            top_k: Largest number of detections per image; the best are kept.
+            nms_threshold: If two boxes of one class overlap by more (intersection over union), the one with the lower
+                score is dropped. The model learns to find each object once, but after only a few hundred steps of
+                training a head still repeats some. `None` keeps repeats.
 
         Returns:
             One dictionary per image, best first: `scores` (n,) in [0, 1], `labels` (n,) class ids and `boxes` (n, 4)
             left, top, right, bottom.
-
-        Raises:
-            ValueError: Not one target size per image.
         """
         logits, boxes = outputs.logits.float(), center_to_corners_format(outputs.pred_boxes.float())
         if target_sizes is not None:
@@ -98,7 +86,7 @@ class EupePostProcessingMixin:
         num_labels = logits.shape[2]
         results = []
         for image_logits, image_boxes in zip(logits, boxes, strict=True):
-            # ten candidates for each result: enough to fill up what the suppression takes away
+            # ten candidates for each result, so that enough are left after the suppression
             scores, places = image_logits.sigmoid().flatten().topk(min(10 * top_k, image_logits.numel()))
             places = places[scores > threshold]
             found = {
@@ -114,7 +102,7 @@ class EupePostProcessingMixin:
 
 
 def _suppress(boxes: torch.Tensor, labels: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Greedy non-maximum suppression per class: a mask (n,) of what stays of boxes (n, 4), best first."""
+    """Greedy non-maximum suppression per class: a mask (n,) of the boxes (n, 4), best first, that stay."""
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low).clamp_min(0).prod(dim=-1)
@@ -128,10 +116,8 @@ def _suppress(boxes: torch.Tensor, labels: torch.Tensor, threshold: float) -> to
     return kept.to(boxes.device)
 
 
-def _resized(
-    maps: torch.Tensor, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None, what: str
-) -> Iterator[torch.Tensor]:
-    """(B, C, h, w) as one (C, height, width) per image."""
+def _resized(maps: torch.Tensor, target_sizes: _Sizes, what: str) -> Iterator[torch.Tensor]:
+    """Resizes (B, C, h, w) to one (C, height, width) per image."""
     if target_sizes is None:
         yield from maps
         return
@@ -143,7 +129,5 @@ def _resized(
 
 def _check_target_sizes(count: int, target_sizes: Sequence[tuple[int, int]] | torch.Tensor, what: str) -> None:
     if len(target_sizes) != count:
-        raise ValueError(
-            f"target_sizes must have one (height, width) per image: there are {count} {what} and "
-            f"{len(target_sizes)} sizes."
-        )
+        given = f"there are {count} {what} and {len(target_sizes)} sizes"
+        raise ValueError(f"target_sizes must have one (height, width) per image: {given}.")

@@ -1,9 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Prompts and pictures for `EupeLlavaForConditionalGeneration`: one image token per projected feature."""
+"""Prompts and images for `EupeLlavaForConditionalGeneration`: one image token per projected feature."""
 
 import json
-import os
-import re
 from typing import Any, NamedTuple
 
 import torch
@@ -13,107 +11,93 @@ from transformers.processing_utils import MultiModalData
 
 from .configuration_eupe import EupeConfig
 from .image_processing_eupe import EupeImageProcessor
-from .sharing_eupe import EupeCodeMixin, EupeNamesMixin
+from .sharing_eupe import EupeNamesMixin, EupeSavedProcessorMixin
 
 
 class _ChatFormat(NamedTuple):
-    """How a family of language models writes a turn: `header`, then `before`, the content, `end`, `after`."""
+    """How a family of language models writes a turn: `header`, `before`, the content, `end`, `after`.
+
+    `%s` in the header is the role, under its name in `roles`. Only the assistant's turns end with `end` and `after`.
+    """
 
     header: str
     before: str
     end: str
     after: str
+    others_end: str
     roles: dict[str, str]
 
 
-# by a token that only such models know; `%s` is the role
+_LLAMA_HEADER, _GEMMA_ROLES = "<|start_header_id|>%s<|end_header_id|>\n\n", {"assistant": "model", "system": "user"}
+# by a token that only these models know
 _CHAT_FORMATS = {
-    "<|im_start|>": _ChatFormat("<|im_start|>%s\n", "", "<|im_end|>", "\n", {}),  # ChatML: Qwen, SmolLM
-    "<|start_header_id|>": _ChatFormat("<|start_header_id|>%s<|end_header_id|>\n\n", "", "<|eot_id|>", "", {}),
-    "<start_of_turn>": _ChatFormat(
-        "<start_of_turn>%s\n", "", "<end_of_turn>", "\n", {"assistant": "model", "system": "user"}
-    ),  # Gemma
-    "<|assistant|>": _ChatFormat("<|%s|>\n", "", "<|end|>", "\n", {}),  # Phi-3
+    "<|im_start|>": _ChatFormat("<|im_start|>%s\n", "", "<|im_end|>", "\n", "<|im_end|>\n", {}),  # ChatML
+    "<|start_header_id|>": _ChatFormat(_LLAMA_HEADER, "", "<|eot_id|>", "", "<|eot_id|>", {}),
+    "<start_of_turn>": _ChatFormat("<start_of_turn>%s\n", "", "<end_of_turn>", "\n", "<end_of_turn>\n", _GEMMA_ROLES),
+    "<|assistant|>": _ChatFormat("<|%s|>\n", "", "<|end|>", "\n", "<|end|>\n", {}),  # Phi-3
 }
-
-
 _TEMPLATE = """\
+{% set turn = TURN %}\
 {% for message in messages %}\
 {% set content %}\
 {% if message['content'] is string %}{{ message['content'] }}\
 {% else %}{% for part in message['content'] %}\
-{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}{{ IMAGE }}\
+{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}{{ turn.image }}\
 {% else %}{{ raise_exception('parts of a message must be text or image, not ' ~ part['type']) }}{% endif %}\
 {% endfor %}{% endif %}\
 {% endset %}\
+{{ turn.header | replace('%s', turn.roles[message['role']] or message['role']) }}\
 {% if message['role'] == 'assistant' %}\
-{{ ASSISTANT }}{% generation %}{{ BEFORE ~ content ~ END }}{% endgeneration %}{{ AFTER }}\
+{% generation %}{{ turn.before ~ content ~ turn.end }}{% endgeneration %}{{ turn.after }}\
 {% else %}\
-{{ HEADER | replace('%s', ROLE) ~ BEFORE ~ content ~ OTHER_END }}\
+{{ turn.before ~ content ~ turn.others_end }}\
 {% endif %}\
 {% endfor %}\
-{% if add_generation_prompt %}{{ ASSISTANT }}{% endif %}"""
+{% if add_generation_prompt %}{{ turn.header | replace('%s', turn.roles.assistant or 'assistant') }}{% endif %}"""
 
 
 def default_chat_template(tokenizer: Any, image_token: str = "<image>") -> str:
-    """Chat template that writes turns as the language model is used to, with an image token for each image.
+    """Returns a chat template in Jinja, in the format that the language model knows.
 
-    The format is told by the special tokens that the tokenizer has: ChatML (Qwen, SmolLM), Llama 3, Gemma, Phi-3; any
-    other gets LLaVA-1.5's "USER: ... ASSISTANT: ...". What the assistant says, with the token that ends his turn, is
-    marked for `return_assistant_tokens_mask=True`. The content of a message is a string, or a list of parts of the
-    types "text" and "image"; each image is followed by a line break.
-
-    Args:
-        tokenizer: Of the language model.
-        image_token: What stands for an image.
-
-    Returns:
-        The template, in Jinja.
+    The tokenizer's special tokens decide: ChatML (Qwen, SmolLM), Llama 3, Gemma, Phi-3, else LLaVA-1.5's "USER: ...
+    ASSISTANT: ...". What the assistant says, with its end-of-turn token, is marked for
+    `return_assistant_tokens_mask=True`. The content of a message is a string, or a list of parts of the types "text"
+    and "image". `image_token` and a line break stand for an image.
     """
-    turn = _chat_format(tokenizer)
-    is_plain = turn not in _CHAT_FORMATS.values()
-    role = "message['role'] | upper" if is_plain else "message['role']"
-    if turn.roles and not is_plain:
-        role = f"{json.dumps(turn.roles)}.get({role}, {role})"
-    values = {
-        "IMAGE": json.dumps(image_token + "\n"),
-        "ASSISTANT": json.dumps(turn.header.replace("%s", turn.roles.get("assistant", "assistant"))),
-        "HEADER": json.dumps(turn.header),
-        "ROLE": role,
-        "BEFORE": json.dumps(turn.before),
-        "END": json.dumps(turn.end),
-        "AFTER": json.dumps(turn.after),
-        "OTHER_END": json.dumps(" " if is_plain else turn.end + turn.after),
-    }
-    return re.sub(r"\b[A-Z_]+\b", lambda found: values[found[0]], _TEMPLATE)
+    return _TEMPLATE.replace("TURN", json.dumps({**_chat_format(tokenizer)._asdict(), "image": f"{image_token}\n"}))
 
 
 def _chat_format(tokenizer: Any) -> _ChatFormat:
     known = tokenizer.get_vocab()
-    plain = _ChatFormat("%s:", " ", tokenizer.eos_token or "", "", {"assistant": "ASSISTANT"})
+    roles = {role: role.upper() for role in ("system", "user", "assistant", "tool")}
+    plain = _ChatFormat("%s:", " ", tokenizer.eos_token or "", "", " ", roles)
     return next((found for token, found in _CHAT_FORMATS.items() if token in known and found.end in known), plain)
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
-    """Id of the token that ends a turn in `default_chat_template`, where `generate` has to stop."""
+    """Returns the id of the token that ends a turn in `default_chat_template`. `generate` must stop there."""
     return tokenizer.get_vocab().get(_chat_format(tokenizer).end)
 
 
-class EupeLlavaProcessor(EupeNamesMixin, EupeCodeMixin, LlavaProcessor):
+class _SavedLlavaProcessor(EupeNamesMixin, EupeSavedProcessorMixin, LlavaProcessor):
+    """A base of its own: transformers' tests compare the methods of a processor with those of its first base."""
+
+
+class EupeLlavaProcessor(_SavedLlavaProcessor):
     """transformers' `LlavaProcessor` with an EUPE image processor.
 
-    Each image token of a prompt becomes as many as the image has features: its height and width, after resizing, in
-    patches, divided by `scale_factor`. Images that are not resized to one size are padded at the bottom and the right
-    for the batch, with `image_sizes` beside them, and encoded each as if it were alone.
+    Each image token of a prompt is repeated once per feature of its image: height and width after resizing, in
+    patches, divided by `scale_factor`. Images of different sizes are padded at the bottom and the right for the batch,
+    with `image_sizes` beside them, and each is encoded as if it were alone.
 
     Args:
         image_processor: An `EupeImageProcessor`.
-        tokenizer: The language model's, in which `image_token` is one token.
+        tokenizer: The language model's. `image_token` must be one of its tokens.
         patch_size: The tower's: 16 for the ViTs, 32 for the ConvNeXts.
         vision_feature_select_strategy: "default": patch tokens only.
-        chat_template: Of the conversations that `apply_chat_template` takes.
-        image_token: What stands for an image in a prompt. A tokenizer that names its own wins.
-        num_additional_image_tokens: For tools that count as for CLIP: the class token, which "default" takes off.
+        chat_template: Used by `apply_chat_template`.
+        image_token: Stands for an image in a prompt, unless the tokenizer names its own.
+        num_additional_image_tokens: For tools that count as for CLIP: the class token, which "default" drops.
         scale_factor: The model's.
 
     Raises:
@@ -150,21 +134,14 @@ class EupeLlavaProcessor(EupeNamesMixin, EupeCodeMixin, LlavaProcessor):
         scale_factor: int = 1,
         **kwargs: Any,
     ):
-        super().__init__(
-            image_processor,
-            tokenizer,
-            patch_size=patch_size,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            chat_template=chat_template,
-            image_token=image_token,
-            num_additional_image_tokens=num_additional_image_tokens,
-            **kwargs,
-        )
+        # by position: the signature is LLaVA's up to here
+        options = (patch_size, vision_feature_select_strategy, chat_template, image_token, num_additional_image_tokens)
+        super().__init__(image_processor, tokenizer, *options, **kwargs)
         self.scale_factor = scale_factor
         ids = tokenizer.encode(self.image_token, add_special_tokens=False)
         if len(ids) != 1:
             raise ValueError(
-                f"{self.image_token!r} must be one token, the tokenizer makes {len(ids)} of it. "
+                f"{self.image_token!r} must be one token, but the tokenizer splits it into {len(ids)}. "
                 "EupeLlavaProcessor.from_tokenizer adds it."
             )
 
@@ -177,48 +154,35 @@ class EupeLlavaProcessor(EupeNamesMixin, EupeCodeMixin, LlavaProcessor):
         image_token: str = "<image>",
         chat_template: str | None = None,
     ) -> "EupeLlavaProcessor":
-        """Processor of a new VLM. The tokenizer gets what it lacks: image token, padding token, chat template.
+        """Makes the processor of a new VLM.
 
         Args:
-            tokenizer: Of the language model; it pads on the left from here on, as `generate` needs.
-            vision_config: Of the tower. Images are squashed to its `image_size`.
+            tokenizer: The language model's. It gets the image token, the chat template and, if it has none, a padding
+                token, and pads on the left, as `generate` needs. Then the model needs `len(tokenizer)` embeddings.
+            vision_config: The tower's. Images are resized to `image_size` x `image_size` pixels.
             scale_factor: The model's.
-            image_token: What stands for an image in a prompt.
+            image_token: Stands for an image in a prompt.
             chat_template: By default `default_chat_template`.
-
-        Returns:
-            The processor. `len(processor.tokenizer)` says how many embeddings the language model needs.
         """
         tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
         tokenizer.chat_template = chat_template or default_chat_template(tokenizer, image_token)
-        side = vision_config.image_size
-        return cls(
-            EupeImageProcessor(size={"height": side, "width": side}),
-            tokenizer,
-            patch_size=vision_config.patch_size,
-            chat_template=tokenizer.chat_template,
-            image_token=image_token,
-            scale_factor=scale_factor,
-        )
+        images, template = EupeImageProcessor(size=vision_config.image_size), tokenizer.chat_template
+        options: Any = {"image_token": image_token, "scale_factor": scale_factor}
+        return cls(images, tokenizer, vision_config.patch_size, chat_template=template, **options)
 
     def image_tokens(self, height: int, width: int) -> int:
-        """Number of image tokens of an image of this size in pixels.
-
-        Raises:
-            ValueError: Not even one.
-        """
+        """Returns the number of tokens of an image of this size in pixels; a ValueError if there is none."""
         stride = self.patch_size * self.scale_factor
         if min(height, width) < stride:
-            raise ValueError(
-                f"An image of {height} x {width} pixels gives no image token: it takes at least {stride} x {stride}."
-            )
+            size, least = f"{height} x {width}", f"{stride} x {stride}"
+            raise ValueError(f"An image of {size} pixels gives no image token: at least {least} are needed.")
         return (height // stride) * (width // stride)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """The image tokens of one image of the batch."""
+        """Returns the image tokens of one image of the batch."""
         sizes = image_inputs.get("image_sizes")
         size = image_inputs["pixel_values"][image_idx].shape[-2:] if sizes is None else sizes[image_idx]
         return self.image_token * self.image_tokens(*size)
@@ -230,10 +194,9 @@ class EupeLlavaProcessor(EupeNamesMixin, EupeCodeMixin, LlavaProcessor):
         sizes = [tuple(image.shape[-2:]) for image in pixels]
         if len(set(sizes)) > 1 and return_tensors is not None:
             height, width = (max(sides) for sides in zip(*sizes, strict=True))
-            padded = [
-                functional.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in pixels
-            ]
-            processed["pixel_values"], processed["image_sizes"] = torch.stack(padded), [list(size) for size in sizes]
+            missing = [(0, width - columns, 0, height - rows) for rows, columns in sizes]
+            processed["pixel_values"] = torch.stack(list(map(functional.pad, pixels, missing)))
+            processed["image_sizes"] = [list(size) for size in sizes]
         elif return_tensors == "pt":
             processed["pixel_values"] = torch.stack(pixels)
         return processed, [self.replace_image_token(processed, index) for index in range(len(pixels))]
@@ -242,16 +205,10 @@ class EupeLlavaProcessor(EupeNamesMixin, EupeCodeMixin, LlavaProcessor):
         if image_sizes is None:
             return MultiModalData()
         sizes = self.image_processor.processed_sizes(image_sizes, **self._merge_kwargs(**kwargs)["images_kwargs"])
-        return MultiModalData(
-            num_image_tokens=[self.image_tokens(*size) for size in sizes], num_image_patches=[1] * len(sizes)
-        )
+        tokens = [self.image_tokens(*size) for size in sizes]
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=[1] * len(sizes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Content of `processor_config.json`, which also says where the code is."""
+        """Returns the content of `processor_config.json`, which also says which file holds the code."""
         auto_map = {"AutoProcessor": f"processing_eupe_llava.{type(self).__name__}"}
         return {**super().to_dict(), "auto_map": auto_map}
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Save as transformers does, and the source files with it, so that `trust_remote_code=True` finds them."""
-        self._save_code(save_directory)
-        return super().save_pretrained(os.fspath(save_directory), push_to_hub=push_to_hub, **kwargs)

@@ -51,3 +51,13 @@ class EupeCodeMixin:
         parent: Any = super()
         timestamps = parent._get_files_timestamps(working_dir)
         return {name: time for name, time in timestamps.items() if not re.fullmatch(self._fresh_files, name)}
+
+
+class EupeSavedProcessorMixin(EupeCodeMixin):
+    """Processors that save their source files. Stands before transformers' class."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Save as transformers does, and the source files too. Returns the paths of the files."""
+        sources = self._save_code(save_directory)
+        parent: Any = super()
+        return [*parent.save_pretrained(os.fspath(save_directory), push_to_hub=push_to_hub, **kwargs), *sources]

@@ -18,7 +18,8 @@ from transformers import HfArgumentParser
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from eupe_hf.evaluation.results import EvaluationResult
-from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration, cast
+from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration
+from eupe_hf.models.modeling_eupe_llava_joining import cast
 from eupe_hf.models.processing_eupe_llava import EupeLlavaProcessor
 
 from .conversations import ConversationArguments, ConversationData
