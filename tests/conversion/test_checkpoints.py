@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Reading what users hold, refusing what is no EUPE encoder, and writing without ever breaking what was there."""
+"""Reading what users hold, refusing what is not an EUPE encoder, and writing without breaking what was there."""
 
 import json
 import os
@@ -195,7 +195,7 @@ class Payload:
 def test_code_in_a_checkpoint_is_never_run(zipped: bool, tmp_path: Path) -> None:
     state = {**random_state(tiny_config("vit")), "extra": Payload(f"touch {tmp_path / 'ran'}")}
     torch.save(state, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped, pickle_protocol=2)
-    with pytest.raises(CheckpointError, match=r"\(posix\.system\): reading them would run code") as caught:
+    with pytest.raises(CheckpointError, match=r"\(posix\.system\): reading it would run code") as caught:
         load_checkpoint(tmp_path / "evil.pt")
     assert "weights_only" not in str(caught.value)  # torch's advice to load it all the same
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(state["extra"], protocol=2))
@@ -226,7 +226,7 @@ def test_file_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
 
 
 def test_file_of_numbered_tensors_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no EUPE encoder\. Its first keys are 0, 1"):
+    with pytest.raises(CheckpointError, match=r"not an EUPE encoder\. Its first keys are 0, 1"):
         load_checkpoint(write({0: torch.ones(1), 1: torch.ones(1)}, tmp_path / "odd.pt"))
 
 
@@ -243,7 +243,7 @@ def test_encoder_of_another_size_is_refused_by_its_size(tmp_path: Path) -> None:
         state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.ones(3072)
     path = write(state, tmp_path / "dinov3_vitl16.pt")
     with pytest.raises(
-        CheckpointError, match="a ViT of width 1024 with 24 blocks, which is none of the six"
+        CheckpointError, match="a ViT of width 1024 with 24 blocks, which is not one of the six"
     ) as caught:
         load_checkpoint(path)
     assert "eupe-convnext-b" in str(caught.value)
@@ -255,7 +255,7 @@ def test_wrong_variant_is_refused(raw_t: Path, tmp_path: Path) -> None:
             load_checkpoint(raw_t, name)
     with pytest.raises(ValueError, match="Did you mean 'eupe-t'"):
         load_checkpoint(raw_t, "eupe-tt")
-    folder = convert_checkpoint(raw_t, tmp_path / "ours", "EUPE-ViT-T")
+    folder = convert_checkpoint(raw_t, tmp_path / "ours", variant="EUPE-ViT-T").output
     with pytest.raises(CheckpointError, match="holds eupe-t"):  # also where a configuration lies with the weights
         load_checkpoint(folder, "eupe-b")
 
@@ -297,7 +297,7 @@ def test_damaged_config_is_refused_by_name(tiny: Checkpoint, text: str, tmp_path
 
 
 def test_projectors_are_dropped_unless_asked_for(raw_t: Path, tmp_path: Path) -> None:
-    folder = convert_checkpoint(raw_t, tmp_path / "dropped")
+    folder = convert_checkpoint(raw_t, tmp_path / "dropped").output
     assert not (folder / PROJECTOR_FILE).exists()
     assert load_checkpoint(folder).projectors == {}
     back = read_state_dict(save_layout(load_checkpoint(folder), tmp_path / "without.pt", "raw"))
@@ -306,7 +306,7 @@ def test_projectors_are_dropped_unless_asked_for(raw_t: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_projectors_are_kept_and_restored(raw_t: Path, suffix: str, tmp_path: Path) -> None:
-    folder = convert_checkpoint(raw_t, tmp_path / "kept", keep_projectors=True)
+    folder = convert_checkpoint(raw_t, tmp_path / "kept", keep_projectors=True).output
     assert_same_bits(load_file(folder / PROJECTOR_FILE), PROJECTORS)
     _, info = EupeModel.from_pretrained(folder, output_loading_info=True)
     assert not info["unexpected_keys"]
@@ -316,14 +316,14 @@ def test_projectors_are_kept_and_restored(raw_t: Path, suffix: str, tmp_path: Pa
 
 def test_keeping_projectors_of_a_file_without_makes_no_file(tmp_path: Path) -> None:
     path = write(published_state("eupe-t"), tmp_path / "plain.safetensors")
-    assert not (convert_checkpoint(path, tmp_path / "ours", keep_projectors=True) / PROJECTOR_FILE).exists()
+    assert not (convert_checkpoint(path, tmp_path / "ours", keep_projectors=True).output / PROJECTOR_FILE).exists()
 
 
 # ---- writing ----
 
 
 def test_conversion_replaces_an_earlier_one_as_a_whole(raw_t: Path, tiny: Checkpoint, tmp_path: Path) -> None:
-    folder = convert_checkpoint(raw_t, tmp_path / "ours", keep_projectors=True)
+    folder = convert_checkpoint(raw_t, tmp_path / "ours", keep_projectors=True).output
     save_model_folder(tiny, folder)
     assert_same_bits(load_checkpoint(folder).state, tiny.state)
     assert not (folder / PROJECTOR_FILE).exists()
@@ -442,7 +442,7 @@ def test_permissions_follow_the_umask(umask: int, tiny: Checkpoint, tmp_path: Pa
 def test_staged_outputs_make_missing_parents(tmp_path: Path) -> None:
     with staged_file(tmp_path / "a" / "b" / "file") as file:
         file.write_text("x")
-    with staged_folder(tmp_path / "c" / "d") as folder:
+    with staged_folder(tmp_path / "c" / "d", check=lambda folder: None) as folder:
         (folder / "file").write_text("y")
     assert (tmp_path / "a" / "b" / "file").read_text() == "x"
     assert (tmp_path / "c" / "d" / "file").read_text() == "y"

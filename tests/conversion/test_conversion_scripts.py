@@ -124,7 +124,7 @@ def test_way_back_gives_the_published_file(
     process = run(BACK, "--checkpoint", converted[0], "--output", output)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == [
-        "Compared 211 tensors: all equal to the source (max abs difference 0).",
+        "Compared 211 tensors, 5,489,856 values: all equal to the source (max abs difference 0).",
         "1 tensors of the distillation adapters: written with the rest.",
         f"Done: {output} holds the encoder in layout raw.",
     ]
@@ -194,7 +194,7 @@ def test_head_is_converted_with_its_encoder_and_back(run: Run, raw: Path, head: 
     process = run(BACK, "--checkpoint", folder, "--output", encoder, "--head", back)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == [
-        "Compared 218 tensors: all equal to the source (max abs difference 0).",
+        "Compared 218 tensors, 5,608,279 values: all equal to the source (max abs difference 0).",
         f"7 tensors of the head: written to {back}.",
         f"Done: {encoder} holds the encoder in layout raw.",
     ]
@@ -314,11 +314,11 @@ def test_unusable_reference_is_one_line_and_code_2(run: Run, raw: Path, tmp_path
     message = told(run(VERIFY, "--checkpoint", raw, "--golden", tmp_path / "golden.safetensors"))
     assert message == f"{VERIFY}: No file with recorded outputs at {tmp_path / 'golden.safetensors'}."
     message = told(run(VERIFY, "--checkpoint", raw, "--golden", raw))
-    assert "EUPE-ViT-T.pt is no safetensors file" in message
+    assert "EUPE-ViT-T.pt is not a safetensors file" in message
     config = tiny_config("vit")
     save_model_folder(Checkpoint(random_state(config), config, "eupe", None, {}), tmp_path / "tiny")
     message = told(run(VERIFY, "--checkpoint", raw, "--against", tmp_path / "tiny"))
-    assert "The models are of different shape: last_hidden_state of 1x256x256" in message
+    assert "The models have different shapes: last_hidden_state of 1x256x256" in message
 
 
 @requires_shared
@@ -336,7 +336,11 @@ USAGE = {
         ["--checkpoint", "x", "--against", "y", "--tolerance", "-1"],
         "--tolerance must be 0 or more",
     ),
-    "private without push": (CONVERT, ["--checkpoint", "x", "--output", "y", "--private"], "it needs --push-to-hub"),
+    "private without push": (
+        CONVERT,
+        ["--checkpoint", "x", "--output", "y", "--private"],
+        "it needs --push-to-hub",
+    ),
     "head without task": (CONVERT, ["--checkpoint", "x", "--output", "y", "--head", "h"], "--head needs --task"),
     "layers without head": (
         CONVERT,

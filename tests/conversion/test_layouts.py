@@ -342,14 +342,14 @@ STRANGERS = {
 
 @pytest.mark.parametrize(("keys", "looks_like"), STRANGERS.values(), ids=STRANGERS)
 def test_file_of_another_model_is_refused_by_what_it_looks_like(keys: list[str], looks_like: str) -> None:
-    with pytest.raises(CheckpointError, match="This is no EUPE encoder; it looks like") as caught:
+    with pytest.raises(CheckpointError, match="This is not an EUPE encoder; it looks like") as caught:
         recognise({key: torch.zeros(1) for key in keys})
     assert looks_like in str(caught.value)
     assert sorted(keys)[0] in str(caught.value)
 
 
 def test_unknown_file_is_refused_with_its_keys() -> None:
-    with pytest.raises(CheckpointError, match=r"no EUPE encoder\. Its first keys are bar, foo;.*blocks\.0\.attn"):
+    with pytest.raises(CheckpointError, match=r"not an EUPE encoder\. Its first keys are bar, foo;.*blocks\.0\.attn"):
         recognise({"foo": torch.zeros(1), "bar": torch.zeros(1)})
 
 

@@ -110,8 +110,8 @@ def test_dry_run_says_what_it_would_upload_and_uploads_nothing(
     sizes = [int(line.split()[1].replace(",", "")) for line in lines if line.startswith("  add")]
     assert f"  {len(sizes)} files, {sum(sizes):,} bytes." in lines
     assert lines[-2:] == [
-        "Left out, no part of the model: optimizer.pt, train.py.",
-        "Nothing was sent: --push does it.",
+        "Left out, not part of the model: optimizer.pt, train.py.",
+        "Nothing was sent; --push uploads it.",
     ]
 
 
@@ -229,32 +229,32 @@ def test_weights_without_configuration_are_another_model(server: HubServer, publ
     assert set(server.files(REPO)) == {"EUPE-ViT-S.pt"}
 
 
-def test_commit_of_somebody_else_in_the_meantime_is_kept(
+def test_newer_commit_in_the_repository_is_kept(
     server: HubServer, publish: Publish, folder: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add_repo(REPO, {"notes.md": b"first"})
     look = script.look
 
-    def look_and_be_overtaken(*arguments: object) -> None:
-        look(*arguments)
+    def look_and_be_overtaken(*arguments: object) -> object:
+        plan = look(*arguments)
         server.commit(REPO, {"notes.md": b"second"})
+        return plan
 
     monkeypatch.setattr(script, "look", look_and_be_overtaken)
     code, _, err = publish("--folder", folder, "--push")
-    assert code == 2 and err.endswith("me/mine was changed by somebody else in the meantime, and is as they left it: "
-                                      "look again, then push.")  # fmt: skip
+    assert code == 2 and err.endswith("me/mine has a newer commit, which was kept: check it, then push again.")
     assert server.files(REPO) == {"notes.md": b"second"}
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_no_permission_is_one_sentence(
+def test_no_permission_is_a_one_line_message(
     server: HubServer, publish: Publish, folder: Path, tmp_path: Path, waits: list[float], exists: bool
 ) -> None:
     if exists:
         server.add_repo(REPO, {"notes.md": b"mine"})
     server.fail_uploads(403)
     code, _, err = publish("--folder", folder, "--push")
-    assert code == 2 and "Your token may not write to me/mine: take one with write access, or another --repo." in err
+    assert code == 2 and "Your token may not write to me/mine: use one with write access, or another --repo." in err
     assert (server.files(REPO) == {"notes.md": b"mine"}) if exists else (server.repos == {})
     with use_hub(server, tmp_path / "logged out"):
         server.clear_faults()
@@ -304,7 +304,7 @@ def test_card_with_another_licence_or_for_another_model_is_refused(
     code, _, err = publish("--folder", folder, "--card", tmp_path / "card.md")
     assert code == 2 and "card.md states license: mit, but EUPE's weights" in err
     code, _, err = publish("--folder", folder, "--card", "eupe-t")
-    assert code == 2 and "The card of eupe-t is for its encoder alone, which this is not; give another --card." in err
+    assert code == 2 and "The card of eupe-t is for its encoder alone, which this is not: give another --card." in err
     EupeModel(tiny_config("vit")).save_pretrained(tmp_path / "encoder")
     assert "The card of eupe-t is for" in publish("--folder", tmp_path / "encoder", "--card", "eupe-t")[2]
     (folder / "README.md").unlink()
@@ -320,15 +320,13 @@ def test_card_with_another_licence_or_for_another_model_is_refused(
     ("arguments", "message"),
     [
         (["--folder", "x", "--name", "eupe-t"], "not allowed with argument"),
-        (["--folder", "x", "--head", "h", "--task", "depth"], "--head is joined with a raw encoder"),
+        (["--folder", "x", "--head", "h", "--task", "depth"], "--head joins a raw encoder"),
         (["--checkpoint", "x", "--task", "depth"], "they need --head FILE"),
         (["--checkpoint", "x", "--revision", "a", "--create-pr"], "not allowed with argument"),
         (["--checkpoint", "nothing.pt"], "No checkpoint at nothing.pt."),
     ],
 )
-def test_misuse_is_an_error_of_one_line(
-    server: HubServer, publish: Publish, arguments: list[str], message: str
-) -> None:
+def test_misuse_is_a_one_line_message(server: HubServer, publish: Publish, arguments: list[str], message: str) -> None:
     code, _, err = publish(*arguments)
     assert code == 2 and message in err
     assert publish("--folder", "x", repo="mine")[2].endswith("--repo must be USER/NAME, got 'mine'")

@@ -157,7 +157,7 @@ def test_missing_golden_file_is_named(tmp_path: Path) -> None:
 def test_other_golden_files_are_refused(tmp_path: Path) -> None:
     model = tiny_model("vit")
     (tmp_path / "text").write_text("1x256x256/cls")
-    with pytest.raises(ValueError, match="text is no safetensors file"):
+    with pytest.raises(ValueError, match="text is not a safetensors file"):
         compare_with_golden(model, tmp_path / "text")
     save_file({"weight": torch.ones(2)}, tmp_path / "weights")
     with pytest.raises(ValueError, match=r"weights holds no recorded outputs .*found 'weight'"):
