@@ -210,8 +210,10 @@ def convert(
         raise ValueError(f"--task, --layers, --keep-projectors need --to eupe: leave them out, got --to {to.value}.")
     try:
         if to is Target.eupe:
-            options = {"head": head, "task": task, "layers": chosen, "keep_projectors": keep_projectors}
-            done = conversion.convert_checkpoint(checkpoint, output, variant=variant, **options)
+            options: dict[str, Any] = {"head": head, "task": task, "layers": chosen}
+            done = conversion.convert_checkpoint(
+                checkpoint, output, variant=variant, keep_projectors=keep_projectors, **options
+            )
         else:
             done = conversion.convert_to_layout(checkpoint, output, layout=to.value, variant=variant, head=head)
     except conversion.ConversionError as error:

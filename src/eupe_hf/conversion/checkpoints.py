@@ -78,7 +78,7 @@ class Checkpoint:
         """The tensors by their names in a `model_class`."""
         if self.task is None:
             return self.state
-        return {**{_ENCODER_PREFIX + key: tensor for key, tensor in self.state.items()}, **self.head}
+        return {_ENCODER_PREFIX + key: tensor for key, tensor in self.state.items()} | self.head
 
     def build_model(self) -> EupePreTrainedModel:
         """A `model_class` with these weights, in their dtype, in eval mode. It shares their memory."""
@@ -92,14 +92,11 @@ class Checkpoint:
 
 
 def read_state_dict(path: str | os.PathLike) -> StateDict:
-    """Read the tensors of a file or folder, out of containers and without prefixes.
+    """Read the tensors of a file or folder by name, on the CPU, out of containers and without prefixes.
 
     Args:
         path: A `.safetensors`, `.pt`, `.pth` or `.bin` file; or a folder with `model.safetensors`, or its index and
             shards. Pickles are always read with `weights_only=True`.
-
-    Returns:
-        Tensors by name, on the CPU.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
@@ -162,11 +159,12 @@ def _unwrap(loaded: Any, path: Path) -> StateDict:
         if not inner:
             break
         loaded = inner[0]
+    found = type(loaded).__name__
     tensors = {}
     if isinstance(loaded, Mapping):
+        found = ", ".join(map(str, list(loaded)[:5]))
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise CheckpointError(
             f"{path} holds no state dict: expected tensors by name, at the top or under "
             f"{', '.join(map(repr, _CONTAINERS))}; found {found or 'nothing'}."
@@ -209,15 +207,17 @@ def load_checkpoint(
         wanted = published if variant is None else get_variant(variant)
         config = _config_beside(path) if layout == "eupe" else None
         # A damaged checkpoint (`published` is None) without a configuration passes: `to_eupe` names its bad keys.
-        if wanted is not published and (published is not None or config is not None):
+        if wanted is not None and wanted is not published and (published is not None or config is not None):
             found = f"{published.name}, " if published is not None else ""
             raise CheckpointError(f"{path} holds {found}a {describe(state)}, not {wanted.name}.")
-        if wanted is None and config is None:
+        if wanted is not None:
+            config = config or variant_config(wanted.name)
+        elif config is None:
             raise CheckpointError(
                 f"{path} holds a {describe(state)}, which is not one of the six EUPE models ({', '.join(VARIANTS)}). "
                 "For an encoder of another size, pass its configuration."
             )
-        published, config = wanted, config or variant_config(wanted.name)
+        published = wanted
     ours, config = to_eupe(state, config, layout)
     return Checkpoint(ours, config, layout, published, projectors, head)
 
@@ -271,11 +271,8 @@ def save_model_folder(checkpoint: Checkpoint, output: str | os.PathLike, finish:
 
     Args:
         checkpoint: From `load_checkpoint` or `upstream_heads.load_head`.
-        output: The folder. It is replaced as a whole.
+        output: The folder, which is replaced as a whole. Also what is returned.
         finish: Called with the unfinished folder.
-
-    Returns:
-        `output`.
 
     Raises:
         FileExistsError: `output` is a file, or a folder with other files in it.
@@ -291,7 +288,7 @@ def save_model_folder(checkpoint: Checkpoint, output: str | os.PathLike, finish:
 def save_layout(
     checkpoint: Checkpoint, output: str | os.PathLike, layout: Layout, finish: Finish | None = None
 ) -> Path:
-    """Write a checkpoint in any layout.
+    """Write a checkpoint in any layout. Returns `output`.
 
     Args:
         checkpoint: From `load_checkpoint`.
@@ -299,9 +296,6 @@ def save_layout(
             with the `config.json` of transformers' class. For "eupe" see `save_model_folder`.
         layout: The layout to write.
         finish: Called with the unfinished file or folder.
-
-    Returns:
-        `output`.
 
     Raises:
         CheckpointError: The layout cannot hold this checkpoint, see `from_eupe`.
@@ -324,17 +318,7 @@ def save_layout(
 def save_tensors(
     state: StateDict, output: str | os.PathLike, container: str | None = None, finish: Finish | None = None
 ) -> Path:
-    """Write tensors as one file.
-
-    Args:
-        state: Tensors by name.
-        output: The file: `.safetensors`, or any other suffix for torch's format.
-        container: In torch's format, the key that the tensors lie under.
-        finish: Called with the unfinished file.
-
-    Returns:
-        `output`.
-    """
+    """Write tensors as `.safetensors`, or in torch's format, there under the key `container`. Returns `output`."""
     output = Path(output)
     with staged_file(output) as file:
         if output.suffix == ".safetensors":

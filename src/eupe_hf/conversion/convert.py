@@ -83,16 +83,7 @@ class ConversionError(ValueError):
 
 
 def summary(rows: Sequence[Row], tolerance: float) -> dict[str, Any]:
-    """Sum up a comparison in values for JSON.
-
-    Args:
-        rows: At least one.
-        tolerance: Largest absolute error that counts as equal.
-
-    Returns:
-        `is_equal`, the numbers of arrays `compared` and `within` the tolerance, `tolerance`, and `max_abs_error`,
-        which is `None` unless it is finite.
-    """
+    """Sum up a comparison for JSON; `max_abs_error` is `None` unless it is finite."""
     within = sum(row.within(tolerance) for row in rows)
     errors = [row.max_abs_error for row in rows]
     largest = max(errors) if all(map(math.isfinite, errors)) else None
@@ -159,7 +150,7 @@ def convert_checkpoint(
     source = load_checkpoint(checkpoint, variant)
     name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
     notes = [f"Read {checkpoint}: {name}, layout {source.layout}."]
-    if head:
+    if head and task:
         source = load_head(head, task, source, layers)
         outputs, channels = source.head["head.linear.conv.weight"].shape[:2]
         read = ", ".join(str(layer) for layer in _layers(source))
@@ -190,11 +181,11 @@ def _layers(source: Checkpoint) -> list[int]:
 
 
 def _check_dtypes(source: Checkpoint, checkpoint: str | os.PathLike) -> None:
-    dtypes = {tensor.dtype for tensor in source.state.values()}
+    dtypes = sorted({str(tensor.dtype) for tensor in source.state.values()})
     if len(dtypes) > 1:  # from_pretrained would change some of them
         raise ValueError(
-            f"{checkpoint} holds tensors of several number formats ({', '.join(sorted(map(str, dtypes)))}), and a "
-            "model has one: save all in the same format."
+            f"{checkpoint} holds tensors of several number formats ({', '.join(dtypes)}), and a model has one: save "
+            "all in the same format."
         )
 
 
@@ -238,9 +229,6 @@ def convert_to_layout(
         variant: Name of the model it must be; by default it is recognised.
         head: Where to write the head of a task model, see `save_head`; by default it is left out.
 
-    Returns:
-        The conversion, see `convert_checkpoint`.
-
     Raises:
         OSError, ValueError: As in `convert_checkpoint`.
     """
@@ -283,7 +271,7 @@ def verify(
     golden: str | os.PathLike | None = None,
     variant: str | None = None,
 ) -> list[Row]:
-    """Compare what an encoder computes with another checkpoint, or with recorded outputs of the original code.
+    """Compare what an encoder computes with another checkpoint, or with recorded outputs: one row per output.
 
     Args:
         checkpoint: The encoder, in any layout, see `load_checkpoint`. Of a task model, its encoder.
@@ -291,17 +279,14 @@ def verify(
         golden: Instead of `against`: a file with recorded outputs, see `compare_with_golden`.
         variant: Name of the model that both must be; by default they are recognised.
 
-    Returns:
-        One row per output.
-
     Raises:
         OSError: There is nothing to read.
         ValueError: A checkpoint is not usable, the two have other shapes, or not exactly one of `against` and
             `golden` was given.
     """
-    if (against is None) == (golden is None):
-        raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")
-    model = load_checkpoint(checkpoint, variant).build_model()
-    if golden is not None:
-        return compare_with_golden(model, golden)
-    return compare_models(model, load_checkpoint(against, variant).build_model())
+    if golden is not None and against is None:
+        return compare_with_golden(load_checkpoint(checkpoint, variant).build_model(), golden)
+    if against is not None and golden is None:
+        a, b = (load_checkpoint(path, variant).build_model() for path in (checkpoint, against))
+        return compare_models(a, b)
+    raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")

@@ -85,15 +85,14 @@ def recognise(state: Mapping[str, torch.Tensor]) -> tuple[Layout, Variant | None
 
 
 def _nearest(state: Mapping[str, torch.Tensor], layout: Layout, family: str) -> Variant | None:
-    best, best_share = None, _SAME_MODEL
-    for variant in VARIANTS.values():
+    shares = {}
+    for name, variant in VARIANTS.items():
         if variant.config["backbone_type"] == family:
-            expected = _published_shapes(variant.name, layout)
+            expected = _published_shapes(name, layout)
             same = sum(key in state and tuple(state[key].shape) == shape for key, shape in expected.items())
-            share = same / max(len(expected), len(state))
-            if share > best_share:
-                best, best_share = variant, share
-    return best
+            shares[name] = same / max(len(expected), len(state))
+    best = max(shares, key=lambda name: shares[name])
+    return VARIANTS[best] if shares[best] > _SAME_MODEL else None
 
 
 def describe(state: Mapping[str, torch.Tensor]) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.configuration_eupe_multitask import HEAD_FIELDS
 from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
@@ -122,17 +124,13 @@ def _check_head(state: StateDict, task: str, config: EupeConfig, layers: list[in
         )
     expected: dict[str, tuple[int, ...]] = dict.fromkeys(TASKS[task].names, (given,))
     expected |= {f"{ours}.weight": (outputs, given, 1, 1), f"{ours}.bias": (outputs,)}
-    count = state.get(f"batchnorm_layer.{_COUNT}")
-    if count is not None:  # the only integers; if it is absent, it is reported with the others
-        if count.ndim != 0 or count.is_floating_point():
-            raise CheckpointError(
-                f"'batchnorm_layer.{_COUNT}' must be one whole number, got {count.dtype} of shape "
-                f"{tuple(count.shape)}."
-            )
-        state = {key: tensor for key, tensor in state.items() if tensor is not count}
-        del expected[f"batchnorm_layer.{_COUNT}"]
+    key = f"batchnorm_layer.{_COUNT}"  # the only integer
+    expected |= {key: ()}
+    count = state.get(key, torch.tensor(0))
+    if count.ndim != 0 or count.is_floating_point():
+        raise CheckpointError(f"{key!r} must be one whole number, got {count.dtype} of shape {tuple(count.shape)}.")
     try:
-        check_tensors(state, expected)
+        check_tensors({name: tensor.float() if name == key else tensor for name, tensor in state.items()}, expected)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a {task} head for this encoder. {error}") from error
     if task == "depth" and outputs < 2:
@@ -197,16 +195,13 @@ def raw_head(checkpoint: Checkpoint) -> tuple[StateDict, str]:
 
 
 def save_head(checkpoint: Checkpoint, output: str | os.PathLike, finish: Finish | None = None) -> Path:
-    """Write the head of a task model as upstream's evaluation code does.
+    """Write the head of a task model as upstream's evaluation code does. Returns `output`.
 
     Args:
         checkpoint: From `load_checkpoint`, for the folder of a task model.
         output: The file: `.pt` gets `{"model": {...}}`, with the prefix "segmentation_model.1." for a segmentation
             head; `.safetensors` gets the same tensors by their bare names.
         finish: Called with the unfinished file.
-
-    Returns:
-        `output`.
 
     Raises:
         CheckpointError: There is no head, or upstream has no head of its kind.

@@ -40,9 +40,9 @@ class Row:
     """One compared array.
 
     Args:
-        name: What was compared, as in "1x256x256/cls".
-        max_abs_error: Largest absolute difference. NaN if either side holds a NaN, or both the same infinity.
-        shape: Shape of the array.
+        name: As in "1x256x256/cls".
+        max_abs_error: NaN if either side holds a NaN, or both the same infinity.
+        shape: Of the array.
     """
 
     name: str
@@ -65,7 +65,7 @@ def frozen_pixel_values(batch: int, height: int, width: int, num_channels: int =
 
 @torch.inference_mode()
 def compare_with_golden(model: EupeModel | EupeBackbone, golden_path: str | os.PathLike) -> list[Row]:
-    """Compare an encoder with outputs that were recorded from the original code.
+    """Compare an encoder with recorded outputs of the original code: one row per recorded array.
 
     Every array of the file is compared: the outputs of `EupeModel`, and the maps that `EupeBackbone` gives for the
     recorded blocks or stages, normed and raw. Patches are compared at 16 recorded positions. Outputs of heads
@@ -76,9 +76,6 @@ def compare_with_golden(model: EupeModel | EupeBackbone, golden_path: str | os.P
             mode, and is not changed.
         golden_path: Safetensors file with arrays named "BxHxW/<output>", recorded on `frozen_pixel_values(B, H, W)`,
             and "masked/<output>".
-
-    Returns:
-        One row per recorded array.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -187,15 +184,12 @@ def _row(name: str, found: torch.Tensor, expected: torch.Tensor) -> Row:
 
 @torch.inference_mode()
 def compare_models(a: PreTrainedModel, b: PreTrainedModel, sizes: Sequence[tuple[int, int, int]] = SIZES) -> list[Row]:
-    """Compare all outputs of two encoders on frozen inputs.
+    """Compare all outputs of two encoders on frozen inputs: last hidden state, pooled output and every hidden state.
 
     Args:
-        a: An `EupeModel`, or a model with the same outputs. It runs in its own dtype, in eval mode, unchanged.
+        a: An `EupeModel`, or a model with the same outputs. Both run in their own dtype, in eval mode, unchanged.
         b: The other one.
         sizes: (batch, height, width) of each input, in pixels.
-
-    Returns:
-        For each size, a row for `last_hidden_state`, for `pooler_output` and for each hidden state.
 
     Raises:
         ValueError: The models have different numbers or shapes of outputs.
@@ -238,17 +232,10 @@ def _all_outputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str
 
 
 def compare_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[Row]:
-    """Compare two state dicts, tensor by tensor.
-
-    Args:
-        expected: Tensors by name.
-        found: The same names, shapes and dtypes.
-
-    Returns:
-        One row per tensor.
+    """Compare two state dicts: one row per tensor.
 
     Raises:
-        ValueError: Names, shapes or dtypes differ; the message gives the first such tensor.
+        ValueError: Names, shapes or dtypes differ. The message gives the first of these tensors.
     """
     for key in (*expected, *found):
         pair = [(tuple(t.shape), t.dtype) if (t := tensors.get(key)) is not None else None
@@ -259,12 +246,7 @@ def compare_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, to
 
 
 def format_table(rows: Sequence[Row], tolerance: float) -> str:
-    """A table of the rows, with a summary in the last line.
-
-    Args:
-        rows: At least one.
-        tolerance: Largest absolute error that counts as equal. NaN never does.
-    """
+    """A table of the rows, of which there is at least one, with a summary in the last line."""
     width = max(len(row.name) for row in rows)
     lines = [f"{'array':<{width}}  {'shape':<15}  max abs error"]
     for row in rows:
