@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """The scripts in `conversion/`, run as a user runs them: what they write, what they say, and their exit codes."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -151,6 +152,28 @@ def test_projectors_are_dropped_by_default_and_it_says_so(run: Run, raw: Path, t
         in process.stdout
     )
     assert not (tmp_path / "ours" / PROJECTOR_FILE).exists()
+
+
+@pytest.mark.parametrize("spelling", ["--keep-projectors", "--keep_projectors"])
+def test_options_of_two_words_have_two_spellings(run: Run, raw: Path, spelling: str, tmp_path: Path) -> None:
+    process = run(CONVERT, "--checkpoint", raw, "--output", tmp_path / "my_model", spelling)
+    assert process.returncode == 0, process.stderr
+    assert_same_bits(load_file(tmp_path / "my_model" / PROJECTOR_FILE), PROJECTORS)
+
+
+def test_conversion_that_fails_its_proof_is_a_table_and_code_1(
+    run: Run, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_damaged(source: Checkpoint, output: Path, *arguments: object) -> Path:
+        state = {**source.state, "norm.weight": source.state["norm.weight"] + 0.5}
+        return save_model_folder(dataclasses.replace(source, state=state), output, *arguments)
+
+    monkeypatch.setattr("eupe_hf.conversion.convert.save_model_folder", save_damaged)
+    process = run(CONVERT, "--checkpoint", raw, "--output", tmp_path / "ours")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert re.search(r"norm\.weight +192 +5\.00e-01 +TOO LARGE", process.stderr)
+    assert process.stderr.endswith(f"{tmp_path / 'ours'} would differ from its source: nothing was written.\n")
+    assert not (tmp_path / "ours").exists()
 
 
 def test_encoder_of_another_size_is_converted_from_its_folder(run: Run, tmp_path: Path) -> None:

@@ -320,6 +320,7 @@ def test_card_with_another_licence_or_for_another_model_is_refused(
     ("arguments", "message"),
     [
         (["--folder", "x", "--name", "eupe-t"], "not allowed with argument"),
+        (["--folder", "x", "--create_pr", "--revision", "a"], "not allowed with argument"),
         (["--folder", "x", "--head", "h", "--task", "depth"], "--head joins a raw encoder"),
         (["--checkpoint", "x", "--task", "depth"], "they need --head FILE"),
         (["--checkpoint", "x", "--revision", "a", "--create-pr"], "not allowed with argument"),
