@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The model cards: current, valid on the Hub, true to the package's tables; and every snippet in them runs."""
+"""The model cards are current, valid on the Hub, and agree with the package's tables; every snippet in them runs."""
 
 import importlib.util
 import json
@@ -106,7 +106,7 @@ def test_cards_are_what_the_template_gives() -> None:
     assert sorted(path.stem for path in CARDS.glob("*.yaml")) == sorted(VARIANTS)
 
 
-def test_stale_card_fails_the_check_and_is_made_anew(
+def test_card_that_is_out_of_date_fails_the_check_and_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(CARDS, tmp_path / "cards")
@@ -115,7 +115,7 @@ def test_stale_card_fails_the_check_and_is_made_anew(
     data.write_text(data.read_text().replace("415.4", "415.5"))
     (tmp_path / "cards" / "eupe-t.md").unlink()
     assert generate.main(["--check"]) == 1
-    assert capsys.readouterr().err == "Stale: eupe-t.md, eupe-b.md. Run `make cards` and commit what it writes.\n"
+    assert capsys.readouterr().err == "Out of date: eupe-t.md, eupe-b.md. Run `make cards` and commit the result.\n"
     assert not (tmp_path / "cards" / "eupe-t.md").exists()
     assert generate.main([]) == 0 and generate.main(["--check"]) == 0
     assert "| 415.5 |" in (tmp_path / "cards" / "eupe-b.md").read_text()
@@ -150,7 +150,7 @@ def test_own_figures_are_those_that_were_measured(name: str) -> None:
     data = yaml.safe_load((CARDS / f"{name}.yaml").read_text())
     rows = re.findall(rf"^\| {name} \| (\d+x\d+) \| \d+ \| ([\d.]+) \|", _read("tests/benchmarks/README.md"), re.M)
     assert data["speed"] == {shape: float(ms) for shape, ms in rows} and len(rows) == 3
-    assert f"| `{name}` | {data['parity']:.1e} |" in _read("README.md")
+    assert f"| `{name}` | {data['parity']:.1e} |" in _read("conversion/README.md")
     text = _read(f"model_cards/{name}.md")
     assert f"{VARIANTS[name].num_parameters:,}" in text
     with torch.device("meta"):
@@ -309,9 +309,7 @@ def test_field_that_is_missing_or_unknown_is_named(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit, match="2"):
         generate.main(["--fill", str(tmp_path / "rooms"), "--fields", str(tmp_path / "fields.yaml")])
     told = capsys.readouterr().err
-    assert (
-        "takes the fields intended_use, limits, recipe, results, trained_on; missing: none; not known: limit" in told
-    )
+    assert "takes the fields intended_use, limits, recipe, results, trained_on; missing: none; unknown: limit" in told
     assert (tmp_path / "rooms" / "README.md").read_text() == before
 
 
