@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Every command and snippet of conversion/README.md and model_cards/README.md runs, and gives what the text promises."""
+"""Every command and snippet of conversion/README.md and model_cards/README.md runs and keeps its promises."""
 
 import re
 import shlex
