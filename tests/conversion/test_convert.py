@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The calls that convert: their arguments, the proof they return, and what happens when a proof fails."""
+"""The conversion calls: their arguments, the proof they return, and what happens when a proof fails."""
 
 import dataclasses
 import inspect
@@ -36,7 +36,7 @@ def segmenter(tmp_path: Path) -> Path:
 
 
 def damage(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let these functions of `conversion.convert` write one value that is not the source's."""
+    """Make these functions of `conversion.convert` write one wrong value."""
 
     def damaged(save: Callable[..., object]) -> Callable[..., object]:
         def save_damaged(source: Checkpoint, *arguments: object) -> object:

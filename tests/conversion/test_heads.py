@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Heads of upstream's evaluation code: read in every wrapping, put on an encoder, written back, and refused."""
+"""Heads of upstream's evaluation code: read from every wrapping, put on an encoder, written back, or refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -225,7 +225,7 @@ def test_unknown_task_and_a_single_bin_are_refused(tmp_path: Path) -> None:
         load_head(write(raw_state("depth", 32, outputs=1), tmp_path), "depth", encoder())
 
 
-def test_model_without_such_a_head_has_none_to_write(tmp_path: Path) -> None:
+def test_model_without_an_upstream_head_has_none_to_write(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="this is an encoder without a head"):
         save_head(_saved_encoder(tmp_path / "encoder"), tmp_path / "head.pt")
     from eupe_hf import EupeForImageClassification

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""conversion/publish.py against a Hub on this machine: what it uploads, what it refuses, what it leaves alone."""
+"""conversion/publish.py against a Hub on this machine: what it uploads, refuses, and leaves alone."""
 
 import importlib
 import json
@@ -46,7 +46,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def publish(script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """Run it. Gives exit code, stdout, and what it says on stderr: one line, the last."""
+    """Run the script. Returns the exit code, stdout, and the message on stderr, which is its last line."""
     monkeypatch.setattr(sys, "argv", ["publish.py"])
 
     def run(*arguments: str | Path, repo: str = REPO) -> tuple[int, str, str]:
@@ -55,10 +55,10 @@ def publish(script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch:
             code = script.main([*map(str, arguments), "--repo", repo])
         except SystemExit as exit_:
             code = exit_.code
-        told = capsys.readouterr()
-        messages = re.findall(r"publish\.py: (.+)", told.err)  # after a progress bar, in its line
-        assert len(messages) <= 1 and told.err.endswith("".join(f"{message}\n" for message in messages))
-        return code, told.out, "".join(messages)
+        captured = capsys.readouterr()
+        messages = re.findall(r"publish\.py: (.+)", captured.err)  # a progress bar may stand in the same line
+        assert len(messages) <= 1 and captured.err.endswith("".join(f"{message}\n" for message in messages))
+        return code, captured.out, "".join(messages)
 
     return run
 
@@ -73,7 +73,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A classifier as it is saved, and what a training leaves beside it."""
+    """A saved classifier, and what a training leaves beside it."""
     saved(tmp_path / "leaves")
     (tmp_path / "leaves" / "train.py").write_text("secret = 1\n")
     (tmp_path / "leaves" / "optimizer.pt").write_bytes(b"state")
@@ -121,7 +121,7 @@ def test_new_repository_gets_everything_in_one_commit(server: HubServer, publish
     files = server.files(REPO)
     expected = {name for name in read(folder) if name not in ("train.py", "optimizer.pt")}
     assert set(files) == expected >= SAVED_FILES and server.repos[REPO].private
-    assert commits(server) == 2  # the empty one that comes with the repository, and ours
+    assert commits(server) == 2  # an empty one from creating the repository, and ours
     assert all(files[name] == read(folder)[name] for name in expected - {"README.md"})
     card = ModelCard(files["README.md"].decode())
     assert card.data.license_name == "fair-noncommercial-research-license"
@@ -276,7 +276,7 @@ def test_interrupted_upload_leaves_the_repository_alone(
     assert set(server.files(REPO)) >= SAVED_FILES | {"notes.md"} and commits(server) == 2
 
 
-def test_repository_that_cannot_become_what_was_asked_for(server: HubServer, publish: Publish, folder: Path) -> None:
+def test_options_that_do_not_fit_the_repository_are_refused(server: HubServer, publish: Publish, folder: Path) -> None:
     code, _, err = publish("--folder", folder, "--create-pr")
     assert code == 2 and "me/mine does not exist: a pull request needs a repository." in err
     server.add_repo(REPO)
@@ -284,7 +284,7 @@ def test_repository_that_cannot_become_what_was_asked_for(server: HubServer, pub
     assert code == 2 and "me/mine exists and is public: --private is for a new repository" in err
 
 
-def test_folder_that_is_no_model_is_refused(server: HubServer, publish: Publish, folder: Path, tmp_path: Path) -> None:
+def test_folder_without_a_model_is_refused(server: HubServer, publish: Publish, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "empty holds no EUPE model: expected config.json" in publish("--folder", tmp_path / "empty")[2]
     config = json.loads((folder / "config.json").read_text())
