@@ -1,31 +1,30 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Convert an encoder of this package back: to the layout of the published file, or to that of transformers' DINOv3.
+"""Convert an encoder back: to the layout of the published file, or to that of transformers' DINOv3.
 
-Of a task model --output gets the encoder, and --head the head, as upstream's evaluation code saves it.
+For a task model, --output gets the encoder, and --head its head, as upstream's evaluation code saves it.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eupe_hf.conversion import OptionError, convert_back
+from command_line import Parser
+
+from eupe_hf.conversion import convert_to_layout
 
 
-EXAMPLE = """example:
+EXAMPLE = """\
   python conversion/convert_hf_to_eupe.py --checkpoint eupe-s-converted --output EUPE-ViT-S.pt
   python conversion/convert_hf_to_eupe.py --checkpoint eupe-s-converted --output eupe-s-dinov3 --layout dinov3
   python conversion/convert_hf_to_eupe.py --checkpoint ade20k --output EUPE-ViT-S.pt --head head.pt
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """What the user may ask for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    """The options."""
+    parser = Parser(__doc__, EXAMPLE)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="the converted folder, or one saved from a model"
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="a converted folder, or one that a model saved"
     )
     parser.add_argument(
         "--output",
@@ -50,17 +49,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
+    """Run the script. Returns its exit code."""
     parser = make_parser()
     args = parser.parse_args(arguments)
-    try:
-        done = convert_back(args.checkpoint, args.output, args.layout, args.head)
-    except OptionError as error:
-        parser.error(str(error))
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    print("\n".join(done.lines()), file=sys.stdout if done.is_equal else sys.stderr)
-    return 0 if done.is_equal else 1
+    with parser.exit_codes():
+        done = convert_to_layout(args.checkpoint, args.output, layout=args.layout, head=args.head)
+    print("\n".join(done.lines()))
+    return 0
 
 
 if __name__ == "__main__":

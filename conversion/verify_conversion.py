@@ -1,36 +1,30 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Check that an encoder computes what it should: what the original code computed, or what another checkpoint does.
+"""Check that an encoder computes what the original code computed, or what another checkpoint does.
 
-Exits with 0 if every output is the same within the tolerance, with 1 if not, with 2 if nothing could be compared.
+The exit code is 0 if every output is the same within the tolerance, 1 if not, and 2 if nothing could be compared.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from command_line import Parser
 
 from eupe_hf.conversion import verify
 from eupe_hf.conversion.verification import format_table
 
 
-EXAMPLE = """example:
+EXAMPLE = """\
   python conversion/verify_conversion.py --checkpoint eupe-s-converted --against EUPE-ViT-S.pt
   python conversion/verify_conversion.py --checkpoint raw.pt --golden golden/eupe_vits16.safetensors --tolerance 1e-5
 """
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser, for its way to end with an error, and what the user asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="FILE_OR_DIR",
-        help="the encoder, in any of the three layouts",
-    )
+def make_parser() -> Parser:
+    """The options."""
+    parser = Parser(__doc__, EXAMPLE)
+    source = "the encoder, in any of the three layouts"
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE_OR_DIR", help=source)
     reference = parser.add_mutually_exclusive_group(required=True)
     reference.add_argument(
         "--golden", type=Path, metavar="FILE", help="outputs recorded from the original code, .safetensors"
@@ -42,19 +36,17 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest absolute error that passes (default: %(default)s)"
     )
-    args = parser.parse_args(arguments)
-    if not args.tolerance >= 0:
-        parser.error(f"--tolerance must be 0 or more, got {args.tolerance}")
-    return parser, args
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
-    parser, args = parse(arguments)
-    try:
-        rows = verify(args.checkpoint, args.against, args.golden, args.variant)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    """Run the script. Returns its exit code."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    if not args.tolerance >= 0:
+        parser.error(f"--tolerance must be 0 or more, got {args.tolerance}")
+    with parser.exit_codes():
+        rows = verify(args.checkpoint, args.against, golden=args.golden, variant=args.variant)
     print(format_table(rows, args.tolerance))
     return 0 if all(row.within(args.tolerance) for row in rows) else 1
 

@@ -1,8 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Make the cards of the six encoders, from `template.md`, a data file for each and the package's table of models.
+"""Make the cards of the six encoders from `template.md`, a data file for each, and the package's table of models.
 
-With --fill the card of a model of your own is completed: `head.md`, `adapter.md` or `vlm.md`, whichever fits, goes
-around the card that eupe-hf saved with it.
+With --fill, complete the card that eupe-hf saved with a model of yours, from `head.md`, `adapter.md` or `vlm.md`.
 """
 
 import argparse
@@ -28,7 +27,7 @@ EXAMPLE = """example:
 HERE = Path(__file__).resolve().parent
 PAPER, SOURCE = "https://arxiv.org/abs/2603.22387", "EUPE paper, as reported by its authors"
 VQA = "visual-question-answering"
-# What the names in `Variant.paper` stand for: task, data set as the metadata spell it, its name, metric, in words.
+# By the names in `Variant.paper`: task, data set id, data set name, metric, and the metric in words.
 BENCHMARKS = {
     "IN1k zero shot": ("zero-shot-image-classification", "imagenet-1k", "ImageNet-1k", "accuracy", "zero-shot top 1"),
     "IN1k kNN": ("image-classification", "imagenet-1k", "ImageNet-1k", "accuracy", "k-NN top 1"),
@@ -43,13 +42,13 @@ BENCHMARKS = {
     "ADE20k": ("image-segmentation", "ade20k", "ADE20k", "mean_iou", "mIoU"),
 }
 LIMITS = {
-    "vit": "Dense features have stride 16; a side that is no multiple of 16 loses the pixels beyond the last patch.",
-    "convnext": "The normed dense features have stride 32; the finer maps of the earlier stages have no final norm.",
+    "vit": "Dense features have stride 16. Pixels beyond the last whole patch of 16 x 16 are lost.",
+    "convnext": "The normed dense features have stride 32. The finer maps of earlier stages have no final norm.",
 }
 
 
 def encoder_card(name: str) -> ModelCard:
-    """The card of one of the six encoders; "PATH" in it stands for the repository that it will lie in."""
+    """The card of one of the six encoders. "PATH" in it stands for its repository."""
     variant, config = VARIANTS[name], variant_config(name)
     title = f"EUPE {variant.repo_id.removeprefix('facebook/EUPE-')} ({name})"
     results = [
@@ -59,7 +58,7 @@ def encoder_card(name: str) -> ModelCard:
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        # a conversion: none of the Hub's relations (finetune, adapter, quantized, merge) says that
+        # The Hub has no relation for a conversion, only for finetune, adapter, quantized and merge.
         base_model=variant.repo_id,
         tags=["eupe", config.backbone_type, "vision", "backbone", "arxiv:2603.22387"],
         model_name=title,
@@ -86,7 +85,7 @@ def encoder_card(name: str) -> ModelCard:
 
 
 def architecture(config: EupeConfig, num_parameters: int) -> dict[str, Any]:
-    """Shape and size of an encoder in the words of the template."""
+    """Shape and size of an encoder, for the template."""
     fields = {"width": config.hidden_size, "patches": (256 // config.patch_size) ** 2}
     grid = f"{256 // config.patch_size} x {256 // config.patch_size}"
     fields["parameters"] = f"{num_parameters:,}"
@@ -98,7 +97,7 @@ def architecture(config: EupeConfig, num_parameters: int) -> dict[str, Any]:
         )
         fields["tokens"] = f"class token, {config.num_register_tokens} registers, {grid} patches"
         fields["parameters"] += (
-            f", of which {key_biases:,} key biases that the authors' mask sets to zero are left out here"
+            f", including {key_biases:,} key biases that the authors' mask sets to zero and that are left out here"
         )
         num_parameters -= key_biases
     else:
@@ -109,10 +108,10 @@ def architecture(config: EupeConfig, num_parameters: int) -> dict[str, Any]:
 
 
 def filled_card(folder: Path, fields: Mapping[str, Any]) -> ModelCard:
-    """The card in a model's folder, completed by what only its author knows.
+    """The card in a model's folder, completed with what only its author knows.
 
     Raises:
-        ValueError: A field of the template is missing, or the template has no such field.
+        ValueError: A field of the template is missing, or unknown to it.
     """
     card = ModelCard.load(folder / "README.md")
     adapter, vlm = card.data.library_name == "peft", card.data.pipeline_tag == "image-text-to-text"
@@ -123,43 +122,33 @@ def filled_card(folder: Path, fields: Mapping[str, Any]) -> ModelCard:
         raise ValueError(
             f"{template.name} takes the fields {', '.join(sorted(wanted))}; "
             f"missing: {', '.join(sorted(wanted - fields.keys())) or 'none'}; "
-            f"not known: {', '.join(sorted(fields.keys() - wanted)) or 'none'}."
+            f"unknown: {', '.join(sorted(fields.keys() - wanted)) or 'none'}."
         )
     return ModelCard.from_template(card.data, template_path=template, text=card.text.strip(), **fields)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script. Returns 1 where --check finds a stale card."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail if a card is not what would be written"
-    )
-    parser.add_argument(
-        "--fill", type=Path, metavar="DIR", help="complete the README.md in the folder of a saved model"
-    )
-    parser.add_argument(
-        "--fields", type=Path, metavar="FILE", help="with --fill: a YAML file with the template's fields"
-    )
+    """Run the script. Returns 1 if --check finds a card that is out of date."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a card is out of date")
+    parser.add_argument("--fill", type=Path, metavar="DIR", help="complete the README.md of a saved model")
+    parser.add_argument("--fields", type=Path, metavar="FILE", help="with --fill: the template's fields, as YAML")
     args = parser.parse_args(arguments)
     if (args.fill is None) != (args.fields is None):
-        parser.error("--fill DIR and --fields FILE go together")
+        parser.error("--fill DIR requires --fields FILE, and the other way round")
     if args.fill:
         try:
-            filled_card(args.fill, yaml.safe_load(args.fields.read_text(encoding="utf-8"))).save(
-                args.fill / "README.md"
-            )
+            fields = yaml.safe_load(args.fields.read_text(encoding="utf-8"))
+            filled_card(args.fill, fields).save(args.fill / "README.md")
         except (OSError, ValueError, yaml.YAMLError) as error:
             parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
         return 0
     cards = {HERE / f"{name}.md": f"{encoder_card(name)}\n" for name in VARIANTS}
     stale = [path for path, text in cards.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if args.check and stale:
-        print(
-            f"Stale: {', '.join(path.name for path in stale)}. Run `make cards` and commit what it writes.",
-            file=sys.stderr,
-        )
+        names = ", ".join(path.name for path in stale)
+        print(f"Out of date: {names}. Run `make cards` and commit the result.", file=sys.stderr)
         return 1
     for path in stale:
         path.write_text(cards[path], encoding="utf-8")

@@ -206,14 +206,18 @@ def convert(
     if layers is not None and not re.fullmatch(r"\d+(,\d+)*", layers):
         raise ValueError(f"--layers must be numbers from 0 with commas between, as 2,5,8,11, got {layers!r}.")
     chosen = [int(layer) for layer in layers.split(",")] if layers else None
-    if to is Target.eupe:
-        done = conversion.convert(checkpoint, output, variant, head, task, chosen, keep_projectors)
-    elif task or layers or keep_projectors:
-        raise ValueError(
-            f"--task, --layers and --keep-projectors go with --to eupe: leave them out, got --to {to.value}."
-        )
-    else:
-        done = conversion.convert_back(checkpoint, output, to.value, head, variant)
+    if to is not Target.eupe and (task or layers or keep_projectors):
+        raise ValueError(f"--task, --layers, --keep-projectors need --to eupe: leave them out, got --to {to.value}.")
+    try:
+        if to is Target.eupe:
+            options: dict[str, Any] = {"head": head, "task": task, "layers": chosen}
+            done = conversion.convert_checkpoint(
+                checkpoint, output, variant=variant, keep_projectors=keep_projectors, **options
+            )
+        else:
+            done = conversion.convert_to_layout(checkpoint, output, layout=to.value, variant=variant, head=head)
+    except conversion.ConversionError as error:
+        done = error.conversion
     text = json.dumps(done.values()) if as_json else "\n".join(done.lines())
     typer.echo(text, err=not (done.is_equal or as_json))
     if not done.is_equal:
@@ -238,7 +242,7 @@ def verify(
 
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance must be 0 or more, got {tolerance}.")
-    rows = conversion.verify(checkpoint, against, golden, variant)
+    rows = conversion.verify(checkpoint, against, golden=golden, variant=variant)
     told = conversion.summary(rows, tolerance)
     typer.echo(json.dumps(told) if as_json else format_table(rows, tolerance))
     if not told["is_equal"]:

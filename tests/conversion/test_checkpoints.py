@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Reading what users hold, refusing what is no EUPE encoder, and writing without ever breaking what was there."""
+"""Reading checkpoints, refusing what is not an EUPE encoder, and writing without breaking what was there."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def tiny() -> Checkpoint:
 
 
 def write(state: Any, path: Path) -> Path:
-    """Save in the format that the suffix says."""
+    """Save in the format of the suffix."""
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:
@@ -125,7 +125,7 @@ def test_saved_folder_gives_model_and_backbone(family: str, tmp_path: Path) -> N
     config = tiny_config(family)
     state = random_state(config)
     save_model_folder(Checkpoint(state, config, "raw", None, {}), tmp_path / "ours")
-    assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(state)  # no alias, nothing derived
+    assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(state)  # no aliases, no derived tensors
     for cls in (EupeModel, EupeBackbone):
         model, info = cls.from_pretrained(tmp_path / "ours", output_loading_info=True)
         assert not info["missing_keys"]
@@ -182,7 +182,7 @@ def test_empty_file_is_refused(suffix: str, tmp_path: Path) -> None:
 
 
 class Payload:
-    """Unpickled, it runs a command."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, command: str):
         self.command = command
@@ -195,9 +195,9 @@ class Payload:
 def test_code_in_a_checkpoint_is_never_run(zipped: bool, tmp_path: Path) -> None:
     state = {**random_state(tiny_config("vit")), "extra": Payload(f"touch {tmp_path / 'ran'}")}
     torch.save(state, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped, pickle_protocol=2)
-    with pytest.raises(CheckpointError, match=r"\(posix\.system\): reading them would run code") as caught:
+    with pytest.raises(CheckpointError, match=r"\(posix\.system\): reading it would run code") as caught:
         load_checkpoint(tmp_path / "evil.pt")
-    assert "weights_only" not in str(caught.value)  # torch's advice to load it all the same
+    assert "weights_only" not in str(caught.value)  # torch recommends loading it anyway
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(state["extra"], protocol=2))
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "plain.pt")
@@ -226,7 +226,7 @@ def test_file_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
 
 
 def test_file_of_numbered_tensors_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no EUPE encoder\. Its first keys are 0, 1"):
+    with pytest.raises(CheckpointError, match=r"not an EUPE encoder\. Its first keys are 0, 1"):
         load_checkpoint(write({0: torch.ones(1), 1: torch.ones(1)}, tmp_path / "odd.pt"))
 
 
@@ -243,7 +243,7 @@ def test_encoder_of_another_size_is_refused_by_its_size(tmp_path: Path) -> None:
         state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.ones(3072)
     path = write(state, tmp_path / "dinov3_vitl16.pt")
     with pytest.raises(
-        CheckpointError, match="a ViT of width 1024 with 24 blocks, which is none of the six"
+        CheckpointError, match="a ViT of width 1024 with 24 blocks, which is not one of the six"
     ) as caught:
         load_checkpoint(path)
     assert "eupe-convnext-b" in str(caught.value)
@@ -255,12 +255,12 @@ def test_wrong_variant_is_refused(raw_t: Path, tmp_path: Path) -> None:
             load_checkpoint(raw_t, name)
     with pytest.raises(ValueError, match="Did you mean 'eupe-t'"):
         load_checkpoint(raw_t, "eupe-tt")
-    folder = convert_checkpoint(raw_t, tmp_path / "ours", "EUPE-ViT-T")
-    with pytest.raises(CheckpointError, match="holds eupe-t"):  # also where a configuration lies with the weights
+    folder = convert_checkpoint(raw_t, tmp_path / "ours", variant="EUPE-ViT-T").output
+    with pytest.raises(CheckpointError, match="holds eupe-t"):  # also with a configuration beside the weights
         load_checkpoint(folder, "eupe-b")
 
 
-def test_tiny_encoder_is_no_published_variant(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_tiny_encoder_is_not_a_published_variant(tiny: Checkpoint, tmp_path: Path) -> None:
     folder = save_model_folder(tiny, tmp_path / "ours")
     assert load_checkpoint(folder).variant is None
     with pytest.raises(CheckpointError, match="holds a ViT of width 32 with 2 blocks, not eupe-t"):
@@ -297,7 +297,7 @@ def test_damaged_config_is_refused_by_name(tiny: Checkpoint, text: str, tmp_path
 
 
 def test_projectors_are_dropped_unless_asked_for(raw_t: Path, tmp_path: Path) -> None:
-    folder = convert_checkpoint(raw_t, tmp_path / "dropped")
+    folder = convert_checkpoint(raw_t, tmp_path / "dropped").output
     assert not (folder / PROJECTOR_FILE).exists()
     assert load_checkpoint(folder).projectors == {}
     back = read_state_dict(save_layout(load_checkpoint(folder), tmp_path / "without.pt", "raw"))
@@ -306,7 +306,7 @@ def test_projectors_are_dropped_unless_asked_for(raw_t: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_projectors_are_kept_and_restored(raw_t: Path, suffix: str, tmp_path: Path) -> None:
-    folder = convert_checkpoint(raw_t, tmp_path / "kept", keep_projectors=True)
+    folder = convert_checkpoint(raw_t, tmp_path / "kept", keep_projectors=True).output
     assert_same_bits(load_file(folder / PROJECTOR_FILE), PROJECTORS)
     _, info = EupeModel.from_pretrained(folder, output_loading_info=True)
     assert not info["unexpected_keys"]
@@ -316,14 +316,14 @@ def test_projectors_are_kept_and_restored(raw_t: Path, suffix: str, tmp_path: Pa
 
 def test_keeping_projectors_of_a_file_without_makes_no_file(tmp_path: Path) -> None:
     path = write(published_state("eupe-t"), tmp_path / "plain.safetensors")
-    assert not (convert_checkpoint(path, tmp_path / "ours", keep_projectors=True) / PROJECTOR_FILE).exists()
+    assert not (convert_checkpoint(path, tmp_path / "ours", keep_projectors=True).output / PROJECTOR_FILE).exists()
 
 
 # ---- writing ----
 
 
 def test_conversion_replaces_an_earlier_one_as_a_whole(raw_t: Path, tiny: Checkpoint, tmp_path: Path) -> None:
-    folder = convert_checkpoint(raw_t, tmp_path / "ours", keep_projectors=True)
+    folder = convert_checkpoint(raw_t, tmp_path / "ours", keep_projectors=True).output
     save_model_folder(tiny, folder)
     assert_same_bits(load_checkpoint(folder).state, tiny.state)
     assert not (folder / PROJECTOR_FILE).exists()
@@ -393,9 +393,7 @@ def test_interrupted_file_leaves_the_old_one(
 
 @pytest.mark.parametrize("name", ["notes.txt", "EUPE-ViT-T.pt", "config.json", "README.md", ".git"])
 @pytest.mark.parametrize("layout", ["eupe", "dinov3"])
-def test_folder_with_files_of_somebody_else_is_refused(
-    name: str, layout: str, tiny: Checkpoint, tmp_path: Path
-) -> None:
+def test_folder_with_other_files_is_refused(name: str, layout: str, tiny: Checkpoint, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / name).write_text('{"model_type": "bert"}')
@@ -405,7 +403,7 @@ def test_folder_with_files_of_somebody_else_is_refused(
     assert [path.name for path in folder.iterdir()] == [name]
 
 
-def test_converted_folder_with_a_file_of_somebody_else_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_converted_folder_with_another_file_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
     folder = save_model_folder(tiny, tmp_path / "ours")
     (folder / "training_log.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"other files \(training_log\.txt\)"):
@@ -442,7 +440,7 @@ def test_permissions_follow_the_umask(umask: int, tiny: Checkpoint, tmp_path: Pa
 def test_staged_outputs_make_missing_parents(tmp_path: Path) -> None:
     with staged_file(tmp_path / "a" / "b" / "file") as file:
         file.write_text("x")
-    with staged_folder(tmp_path / "c" / "d") as folder:
+    with staged_folder(tmp_path / "c" / "d", check=lambda folder: None) as folder:
         (folder / "file").write_text("y")
     assert (tmp_path / "a" / "b" / "file").read_text() == "x"
     assert (tmp_path / "c" / "d" / "file").read_text() == "y"
@@ -451,7 +449,7 @@ def test_staged_outputs_make_missing_parents(tmp_path: Path) -> None:
 def test_raw_file_holds_no_more_than_its_tensors(tiny: Checkpoint, tmp_path: Path) -> None:
     path = save_layout(tiny, tmp_path / "raw.pt", "raw")
     size = sum(tensor.numel() * 4 for tensor in read_state_dict(path).values())
-    assert path.stat().st_size < 1.5 * size  # views would bring their whole storage along
+    assert path.stat().st_size < 1.5 * size  # views would bring their whole storage
 
 
 def test_fields_of_the_config_survive_the_way_to_disk(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The scripts in `conversion/`, run as a user runs them: what they write, what they say, and their exit codes."""
+"""The scripts in `conversion/`, run as a user runs them: what they write and print, and their exit codes."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -45,7 +46,7 @@ LICENSE = "fair-noncommercial-research-license"
 
 
 def run_process(script: str, *arguments: str | Path, environment: dict[str, str] | None = None) -> Finished:
-    """Run a script in a process of its own, which takes some seconds."""
+    """Run a script in a process of its own, which takes seconds."""
     environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1"}
     source = f"{ROOT / 'src'}{os.pathsep}{environment.get('PYTHONPATH', '')}"
     process = subprocess.run(
@@ -68,8 +69,8 @@ def run(tmp_path: Path) -> Callable[..., Finished]:
 Run = Callable[..., Finished]
 
 
-def told(process: Finished) -> str:
-    """What an unsuccessful run says on stderr, after checking that it is one line, and nothing on stdout."""
+def one_line(process: Finished) -> str:
+    """The message of a run that failed with code 2: the only line on stderr, and nothing on stdout."""
     assert process.returncode == 2, process.stderr
     assert process.stdout == ""
     assert "Traceback" not in process.stderr
@@ -88,7 +89,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that the script makes of it, with the projectors, and what it prints."""
+    """The folder that the script makes from it, with the projectors, and what it prints."""
     folder = tmp_path_factory.mktemp("converted") / "eupe-t"
     process = run_process(CONVERT, "--checkpoint", raw, "--variant", "eupe-t", "--output", folder, "--keep-projectors")
     assert process.returncode == 0, process.stderr
@@ -124,7 +125,7 @@ def test_way_back_gives_the_published_file(
     process = run(BACK, "--checkpoint", converted[0], "--output", output)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == [
-        "Compared 211 tensors: all equal to the source (max abs difference 0).",
+        "Compared 211 tensors, 5,489,856 values: all equal to the source (max abs difference 0).",
         "1 tensors of the distillation adapters: written with the rest.",
         f"Done: {output} holds the encoder in layout raw.",
     ]
@@ -151,6 +152,28 @@ def test_projectors_are_dropped_by_default_and_it_says_so(run: Run, raw: Path, t
         in process.stdout
     )
     assert not (tmp_path / "ours" / PROJECTOR_FILE).exists()
+
+
+@pytest.mark.parametrize("spelling", ["--keep-projectors", "--keep_projectors"])
+def test_options_of_two_words_have_two_spellings(run: Run, raw: Path, spelling: str, tmp_path: Path) -> None:
+    process = run(CONVERT, "--checkpoint", raw, "--output", tmp_path / "my_model", spelling)
+    assert process.returncode == 0, process.stderr
+    assert_same_bits(load_file(tmp_path / "my_model" / PROJECTOR_FILE), PROJECTORS)
+
+
+def test_conversion_that_fails_its_proof_is_a_table_and_code_1(
+    run: Run, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_damaged(source: Checkpoint, output: Path, *arguments: object) -> Path:
+        state = {**source.state, "norm.weight": source.state["norm.weight"] + 0.5}
+        return save_model_folder(dataclasses.replace(source, state=state), output, *arguments)
+
+    monkeypatch.setattr("eupe_hf.conversion.convert.save_model_folder", save_damaged)
+    process = run(CONVERT, "--checkpoint", raw, "--output", tmp_path / "ours")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert re.search(r"norm\.weight +192 +5\.00e-01 +TOO LARGE", process.stderr)
+    assert process.stderr.endswith(f"{tmp_path / 'ours'} would differ from its source: nothing was written.\n")
+    assert not (tmp_path / "ours").exists()
 
 
 def test_encoder_of_another_size_is_converted_from_its_folder(run: Run, tmp_path: Path) -> None:
@@ -194,7 +217,7 @@ def test_head_is_converted_with_its_encoder_and_back(run: Run, raw: Path, head: 
     process = run(BACK, "--checkpoint", folder, "--output", encoder, "--head", back)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == [
-        "Compared 218 tensors: all equal to the source (max abs difference 0).",
+        "Compared 218 tensors, 5,608,279 values: all equal to the source (max abs difference 0).",
         f"7 tensors of the head: written to {back}.",
         f"Done: {encoder} holds the encoder in layout raw.",
     ]
@@ -202,7 +225,7 @@ def test_head_is_converted_with_its_encoder_and_back(run: Run, raw: Path, head: 
     assert_raw_came_back(read_state_dict(encoder), published)
     expected = torch.load(head, weights_only=True)["model"]
     assert_same_bits(torch.load(back, weights_only=True)["model"], expected)
-    # without --head the encoder alone goes its way, and the script says so
+    # without --head, only the encoder is written, and the script says so
     process = run(BACK, "--checkpoint", folder, "--output", tmp_path / "dinov3", "--layout", "dinov3")
     assert "7 tensors of the head: left out (--head FILE writes them)." in process.stdout
     process = run(CONVERT, "--checkpoint", folder, "--output", tmp_path / "encoder")
@@ -212,15 +235,15 @@ def test_head_is_converted_with_its_encoder_and_back(run: Run, raw: Path, head: 
 
 def test_unusable_head_is_one_line_and_code_2(run: Run, raw: Path, head: Path, tmp_path: Path) -> None:
     arguments = ["--checkpoint", raw, "--output", tmp_path / "output", "--head"]
-    message = told(run(CONVERT, *arguments, head, "--task", "segmentation"))
+    message = one_line(run(CONVERT, *arguments, head, "--task", "segmentation"))
     assert f"{head} reads 768 channels; layers 11 of this encoder (vit, width 192) give 192. 4 layers" in message
     assert message.endswith("would fit, for example 2 5 8 11.")
-    message = told(run(CONVERT, *arguments, head, "--task", "depth", "--layers", "2", "5", "8", "11"))
+    message = one_line(run(CONVERT, *arguments, head, "--task", "depth", "--layers", "2", "5", "8", "11"))
     assert f"{head} holds a head for segmentation ('conv.weight'), not for depth" in message
-    message = told(run(CONVERT, *arguments, head, "--task", "segmentation", "--layers", "12"))
+    message = one_line(run(CONVERT, *arguments, head, "--task", "segmentation", "--layers", "12"))
     assert "from 0 to 11 in ascending order, got 12." in message
-    assert "No checkpoint at" in told(run(CONVERT, *arguments, tmp_path / "no.pt", "--task", "depth"))
-    message = told(run(BACK, "--checkpoint", raw, "--output", tmp_path / "back.pt", "--head", tmp_path / "h.pt"))
+    assert "No checkpoint at" in one_line(run(CONVERT, *arguments, tmp_path / "no.pt", "--task", "depth"))
+    message = one_line(run(BACK, "--checkpoint", raw, "--output", tmp_path / "back.pt", "--head", tmp_path / "h.pt"))
     assert "this is an encoder without a head" in message
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +277,7 @@ def test_verification_of_a_perturbed_checkpoint_fails(tmp_path: Path) -> None:
     rows = {line.split()[0]: "TOO LARGE" in line for line in process.stdout.splitlines()}
     assert rows["1x256x256/cls"]
     assert rows["1x256x256/layer8/map"]
-    assert not rows["1x256x256/layer5/map"]  # the blocks before are as they were
+    assert not rows["1x256x256/layer5/map"]  # earlier blocks did not change
     assert "Traceback" not in process.stderr
 
 
@@ -284,46 +307,46 @@ def test_verification_against_a_perturbed_checkpoint_fails(run: Run, raw: Path, 
 @pytest.mark.parametrize("script", [CONVERT, BACK, VERIFY])
 def test_missing_checkpoint_is_one_line_and_code_2(script: str, tmp_path: Path) -> None:
     second = ["--against", tmp_path] if script == VERIFY else ["--output", tmp_path / "output"]
-    message = told(run_process(script, "--checkpoint", tmp_path / "nothing.pt", *second))
+    message = one_line(run_process(script, "--checkpoint", tmp_path / "nothing.pt", *second))
     assert message.startswith(f"{script}: No checkpoint at {tmp_path / 'nothing.pt'}. Give the file")
     assert not (tmp_path / "output").exists()
 
 
 def test_unusable_input_is_one_line_and_code_2(run: Run, raw: Path, tmp_path: Path) -> None:
     output = ["--output", tmp_path / "output"]
-    assert "holds eupe-t, a ViT of width 192" in told(
+    assert "holds eupe-t, a ViT of width 192" in one_line(
         run(CONVERT, "--checkpoint", raw, "--variant", "eupe-s", *output)
     )
-    assert "Did you mean 'eupe-t'" in told(run(CONVERT, "--checkpoint", raw, "--variant", "eupe-tt", *output))
+    assert "Did you mean 'eupe-t'" in one_line(run(CONVERT, "--checkpoint", raw, "--variant", "eupe-tt", *output))
     cut = tmp_path / "cut.pt"
     cut.write_bytes(raw.read_bytes()[:100_000])
-    assert "(100,000 bytes) cannot be read as a .pt checkpoint" in told(run(CONVERT, "--checkpoint", cut, *output))
+    assert "(100,000 bytes) cannot be read as a .pt checkpoint" in one_line(run(CONVERT, "--checkpoint", cut, *output))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.pt"]
 
 
 def test_output_that_cannot_be_replaced_is_one_line_and_code_2(run: Run, raw: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    message = told(run(CONVERT, "--checkpoint", raw, "--output", tmp_path))
+    message = one_line(run(CONVERT, "--checkpoint", raw, "--output", tmp_path))
     assert f"{tmp_path} holds other files (notes.txt)" in message
-    message = told(run(BACK, "--checkpoint", raw, "--output", tmp_path))
+    message = one_line(run(BACK, "--checkpoint", raw, "--output", tmp_path))
     assert f"{tmp_path} is a folder; give a file name" in message
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_unusable_reference_is_one_line_and_code_2(run: Run, raw: Path, tmp_path: Path) -> None:
-    message = told(run(VERIFY, "--checkpoint", raw, "--golden", tmp_path / "golden.safetensors"))
+    message = one_line(run(VERIFY, "--checkpoint", raw, "--golden", tmp_path / "golden.safetensors"))
     assert message == f"{VERIFY}: No file with recorded outputs at {tmp_path / 'golden.safetensors'}."
-    message = told(run(VERIFY, "--checkpoint", raw, "--golden", raw))
-    assert "EUPE-ViT-T.pt is no safetensors file" in message
+    message = one_line(run(VERIFY, "--checkpoint", raw, "--golden", raw))
+    assert "EUPE-ViT-T.pt is not a safetensors file" in message
     config = tiny_config("vit")
     save_model_folder(Checkpoint(random_state(config), config, "eupe", None, {}), tmp_path / "tiny")
-    message = told(run(VERIFY, "--checkpoint", raw, "--against", tmp_path / "tiny"))
-    assert "The models are of different shape: last_hidden_state of 1x256x256" in message
+    message = one_line(run(VERIFY, "--checkpoint", raw, "--against", tmp_path / "tiny"))
+    assert "The models have different shapes: last_hidden_state of 1x256x256" in message
 
 
 @requires_shared
 def test_recorded_outputs_of_another_model_are_one_line_and_code_2(run: Run, raw: Path) -> None:
-    message = told(run(VERIFY, "--checkpoint", raw, "--golden", GOLDEN / "eupe_vits16.safetensors"))
+    message = one_line(run(VERIFY, "--checkpoint", raw, "--golden", GOLDEN / "eupe_vits16.safetensors"))
     assert "holds outputs of another model" in message
     assert "this vit of width 192 gives (1, 192)" in message
 
@@ -336,7 +359,11 @@ USAGE = {
         ["--checkpoint", "x", "--against", "y", "--tolerance", "-1"],
         "--tolerance must be 0 or more",
     ),
-    "private without push": (CONVERT, ["--checkpoint", "x", "--output", "y", "--private"], "it needs --push-to-hub"),
+    "private without push": (
+        CONVERT,
+        ["--checkpoint", "x", "--output", "y", "--private"],
+        "it needs --push-to-hub",
+    ),
     "head without task": (CONVERT, ["--checkpoint", "x", "--output", "y", "--head", "h"], "--head needs --task"),
     "layers without head": (
         CONVERT,
@@ -389,7 +416,7 @@ def test_push_uploads_model_processor_and_licence(server: HubServer, raw: Path, 
     files = server.files("tester/eupe-t")
     code = {f"{name}.py" for name in ("modeling_eupe", "modeling_eupe_vit", "configuration_eupe")}
     assert set(files) >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", *code}
-    assert len(server.repos["tester/eupe-t"].commits) == 2  # of making the repository, and of all files
+    assert len(server.repos["tester/eupe-t"].commits) == 2  # one creates the repository, one has all files
     assert files["model.safetensors"] == (tmp_path / "ours" / "model.safetensors").read_bytes()
     assert f"license_name: {LICENSE}" in files["README.md"].decode()
     assert server.repos["tester/eupe-t"].private
@@ -403,4 +430,4 @@ def test_push_without_a_token_is_one_line_and_code_2(server: HubServer, raw: Pat
     assert "Traceback" not in process.stderr
     assert "401" in process.stderr
     assert "Done" not in process.stdout
-    assert load_checkpoint(tmp_path / "ours").variant is VARIANTS["eupe-t"]  # what was converted stays
+    assert load_checkpoint(tmp_path / "ours").variant is VARIANTS["eupe-t"]  # the converted folder stays

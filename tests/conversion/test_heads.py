@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Heads of upstream's evaluation code: read in every wrapping, put on an encoder, written back, and refused."""
+"""Heads of upstream's evaluation code: read from every wrapping, put on an encoder, written back, or refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from eupe_hf import CheckpointError, EupeForDepthEstimation, EupeForSegmentation, convert_head
 from eupe_hf.conversion.checkpoints import PROJECTOR_FILE, Checkpoint, load_checkpoint, save_model_folder
 from eupe_hf.conversion.layouts import StateDict
-from eupe_hf.conversion.upstream_heads import TASKS, TaskCheckpoint, load_head, raw_head, save_head
+from eupe_hf.conversion.upstream_heads import TASKS, load_head, raw_head, save_head
 
 
 CLASSES = {"segmentation": EupeForSegmentation, "depth": EupeForDepthEstimation}
@@ -66,7 +66,7 @@ def test_every_wrapping_gives_the_same_head(task: str, wrap: Callable, tmp_path:
     assert outputs[task] == 7
 
 
-def _saved(loaded: TaskCheckpoint, folder: Path) -> Checkpoint:
+def _saved(loaded: Checkpoint, folder: Path) -> Checkpoint:
     return load_checkpoint(save_model_folder(loaded, folder))
 
 
@@ -118,7 +118,8 @@ def test_convert_head_does_it_in_one_call_and_keeps_projectors(tmp_path: Path) -
     projectors = {"projectors.bias": torch.arange(3.0)}
     save_file(projectors, source / PROJECTOR_FILE)
     state = raw_state("depth", 32)
-    folder = convert_head(write(state, tmp_path), "depth", source, tmp_path / "ours", [1], keep_projectors=True)
+    options = {"task": "depth", "layers": [1], "keep_projectors": True}
+    folder = convert_head(source, write(state, tmp_path), tmp_path / "ours", **options).output
     loaded = load_checkpoint(folder)
     assert_same_bits(loaded.projectors, projectors)
     assert_same_bits(raw_head(loaded)[0], state)
@@ -159,7 +160,7 @@ DAMAGED: dict[str, tuple[Callable[[StateDict], Any], str]] = {
         lambda state: {k: t.half() if t.is_floating_point() else t for k, t in state.items()},
         r"differ in their number format \(torch.float16, torch.float32\)",
     ),
-    "an encoder": (lambda _: encoder().state, r"no segmentation head for this encoder.*7 missing \('batchnorm_layer"),
+    "an encoder": (lambda _: encoder().state, r"is not a segmentation head for.*7 missing \('batchnorm_layer"),
     "no tensors": (lambda _: {"iteration": 9}, "holds no state dict"),
 }  # fmt: skip
 
@@ -193,11 +194,11 @@ def test_head_of_the_other_task_is_refused(given: str, wanted: str, tmp_path: Pa
 CHANNELS = {
     "four of a ViT": ("vit", 128, None, "reads 128 channels; layers 3 of this encoder .* give 32.* 0 1 2 3."),
     "two of a ViT": ("vit", 64, [0, 1, 2], "layers 0 1 2 .* give 96. 2 layers would fit, for example 1 3."),
-    "another ViT": ("vit", 48, None, "No choice of its layers gives as many"),
-    "more than a ViT has": ("vit", 160, None, "No choice of its layers gives as many"),
+    "another ViT": ("vit", 48, None, "No choice of its layers gives this number"),
+    "more than a ViT has": ("vit", 160, None, "No choice of its layers gives this number"),
     "all of a ConvNeXt": ("convnext", 80, None, "layers 3 .* give 32. Layers 0 1 2 3 would fit."),
     "two of a ConvNeXt": ("convnext", 40, [0], "give 8. Layers 0 3 or 1 2 would fit."),
-    "another ConvNeXt": ("convnext", 37, [0], "No choice of its layers gives as many"),
+    "another ConvNeXt": ("convnext", 37, [0], "No choice of its layers gives this number"),
 }
 
 
@@ -220,11 +221,11 @@ def test_layers_that_are_not_there_are_refused(layers: list[int], tmp_path: Path
 def test_unknown_task_and_a_single_bin_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Unknown task 'detection'; upstream has heads for 'segmentation' and 'dep"):
         load_head(tmp_path / "head.pt", "detection", encoder())
-    with pytest.raises(CheckpointError, match="has 1 bin of depth"):
+    with pytest.raises(CheckpointError, match="has 1 depth bin"):
         load_head(write(raw_state("depth", 32, outputs=1), tmp_path), "depth", encoder())
 
 
-def test_model_without_such_a_head_has_none_to_write(tmp_path: Path) -> None:
+def test_model_without_an_upstream_head_has_none_to_write(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="this is an encoder without a head"):
         save_head(_saved_encoder(tmp_path / "encoder"), tmp_path / "head.pt")
     from eupe_hf import EupeForImageClassification

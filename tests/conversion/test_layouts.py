@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The three layouts: names and shapes, conversions without loss, and what is said about checkpoints that are wrong."""
+"""The three layouts: names and shapes, lossless conversion, and the messages about wrong checkpoints."""
 
 import re
 import shutil
@@ -117,7 +117,7 @@ def dinov3_error(state: StateDict, config: EupeConfig, folder: Path) -> float:
         with torch.inference_mode():
             found, expected = ours(pixel_values), theirs.eval()(pixel_values)
         tokens = expected.last_hidden_state
-        if config.backbone_type == "convnext":  # transformers puts the pooled token before the grid
+        if config.backbone_type == "convnext":  # transformers puts the pooled token first
             tokens = tokens[:, 1:]
         errors += [found.last_hidden_state - tokens, found.pooler_output - expected.pooler_output]
     return max(error.abs().max().item() for error in errors)
@@ -166,7 +166,7 @@ def test_published_model_is_recognised_in_every_layout() -> None:
         state = random_state(config, layout)
         assert recognise(state) == (layout, VARIANTS["eupe-t"])
         del state[next(iter(state))]
-        assert recognise(state) == (layout, VARIANTS["eupe-t"])  # damaged, but known for what it is
+        assert recognise(state) == (layout, VARIANTS["eupe-t"])  # damaged, but recognised
 
 
 # ---- rotary periods ----
@@ -174,7 +174,7 @@ def test_published_model_is_recognised_in_every_layout() -> None:
 
 @pytest.fixture
 def other_periods() -> tuple[StateDict, EupeConfig]:
-    """A raw checkpoint with rotary periods of its own, and the configuration that it is read with."""
+    """A raw checkpoint with its own rotary periods, and the configuration to read it with."""
     raw = random_state(tiny_config("vit"), "raw")
     raw["rope_embed.periods"] = torch.tensor(OTHER_PERIODS)
     return raw, tiny_config("vit")
@@ -199,7 +199,7 @@ def test_periods_rounded_by_half_precision_are_carried_as_they_are() -> None:
 
 def test_other_periods_change_the_features_as_the_formula_would(other_periods: tuple[StateDict, EupeConfig]) -> None:
     raw, plain = other_periods
-    # periods of theta 10000, which the model can also be told by formula
+    # the periods of theta 10000, which the formula gives too
     raw["rope_embed.periods"] = 10000.0 ** (torch.arange(4, dtype=torch.float32) / 4)
     ours, config = to_eupe(raw, plain, "raw")
     assert config.rope_periods is not None
@@ -216,7 +216,7 @@ def test_other_periods_survive_saving(other_periods: tuple[StateDict, EupeConfig
     raw, plain = other_periods
     ours, config = to_eupe(raw, plain, "raw")
     folder = save_layout(Checkpoint(ours, config, "raw", None, {}), tmp_path / "ours", "eupe")
-    for path in (folder, folder / "model.safetensors"):  # also where the file is named and not the folder
+    for path in (folder, folder / "model.safetensors"):  # by the folder, or by the file
         loaded = load_checkpoint(path)
         assert loaded.config.rope_periods == OTHER_PERIODS
         assert_raw_came_back(from_eupe(loaded.state, loaded.config, "raw"), raw)
@@ -242,7 +242,7 @@ def test_impossible_periods_are_refused(other_periods: tuple[StateDict, EupeConf
 
 
 def kinds(config: EupeConfig, layout: str) -> list[str]:
-    """One key of each kind: of those that differ in the number of their block or stage alone, the last."""
+    """One key of each kind: the last of those that differ only in the number of their block or stage."""
     shapes = expected_shapes(config, layout).items()
     return list({(re.sub(r"\d+", "#", key, count=1), len(shape)): key for key, shape in shapes}.values())
 
@@ -342,14 +342,14 @@ STRANGERS = {
 
 @pytest.mark.parametrize(("keys", "looks_like"), STRANGERS.values(), ids=STRANGERS)
 def test_file_of_another_model_is_refused_by_what_it_looks_like(keys: list[str], looks_like: str) -> None:
-    with pytest.raises(CheckpointError, match="This is no EUPE encoder; it looks like") as caught:
+    with pytest.raises(CheckpointError, match="This is not an EUPE encoder; it looks like") as caught:
         recognise({key: torch.zeros(1) for key in keys})
     assert looks_like in str(caught.value)
     assert sorted(keys)[0] in str(caught.value)
 
 
 def test_unknown_file_is_refused_with_its_keys() -> None:
-    with pytest.raises(CheckpointError, match=r"no EUPE encoder\. Its first keys are bar, foo;.*blocks\.0\.attn"):
+    with pytest.raises(CheckpointError, match=r"not an EUPE encoder\. Its first keys are bar, foo;.*blocks\.0\.attn"):
         recognise({"foo": torch.zeros(1), "bar": torch.zeros(1)})
 
 

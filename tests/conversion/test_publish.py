@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""conversion/publish.py against a Hub on this machine: what it uploads, what it refuses, what it leaves alone."""
+"""conversion/publish.py against a Hub on this machine: what it uploads, refuses, and leaves alone."""
 
 import importlib
 import json
@@ -46,7 +46,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def publish(script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """Run it. Gives exit code, stdout, and what it says on stderr: one line, the last."""
+    """Run the script. Returns the exit code, stdout, and the message on stderr, which is its last line."""
     monkeypatch.setattr(sys, "argv", ["publish.py"])
 
     def run(*arguments: str | Path, repo: str = REPO) -> tuple[int, str, str]:
@@ -55,10 +55,10 @@ def publish(script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch:
             code = script.main([*map(str, arguments), "--repo", repo])
         except SystemExit as exit_:
             code = exit_.code
-        told = capsys.readouterr()
-        messages = re.findall(r"publish\.py: (.+)", told.err)  # after a progress bar, in its line
-        assert len(messages) <= 1 and told.err.endswith("".join(f"{message}\n" for message in messages))
-        return code, told.out, "".join(messages)
+        captured = capsys.readouterr()
+        messages = re.findall(r"publish\.py: (.+)", captured.err)  # a progress bar may stand in the same line
+        assert len(messages) <= 1 and captured.err.endswith("".join(f"{message}\n" for message in messages))
+        return code, captured.out, "".join(messages)
 
     return run
 
@@ -73,7 +73,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A classifier as it is saved, and what a training leaves beside it."""
+    """A saved classifier, and what a training leaves beside it."""
     saved(tmp_path / "leaves")
     (tmp_path / "leaves" / "train.py").write_text("secret = 1\n")
     (tmp_path / "leaves" / "optimizer.pt").write_bytes(b"state")
@@ -110,8 +110,8 @@ def test_dry_run_says_what_it_would_upload_and_uploads_nothing(
     sizes = [int(line.split()[1].replace(",", "")) for line in lines if line.startswith("  add")]
     assert f"  {len(sizes)} files, {sum(sizes):,} bytes." in lines
     assert lines[-2:] == [
-        "Left out, no part of the model: optimizer.pt, train.py.",
-        "Nothing was sent: --push does it.",
+        "Left out, not part of the model: optimizer.pt, train.py.",
+        "Nothing was sent; --push uploads it.",
     ]
 
 
@@ -121,7 +121,7 @@ def test_new_repository_gets_everything_in_one_commit(server: HubServer, publish
     files = server.files(REPO)
     expected = {name for name in read(folder) if name not in ("train.py", "optimizer.pt")}
     assert set(files) == expected >= SAVED_FILES and server.repos[REPO].private
-    assert commits(server) == 2  # the empty one that comes with the repository, and ours
+    assert commits(server) == 2  # an empty one from creating the repository, and ours
     assert all(files[name] == read(folder)[name] for name in expected - {"README.md"})
     card = ModelCard(files["README.md"].decode())
     assert card.data.license_name == "fair-noncommercial-research-license"
@@ -229,32 +229,32 @@ def test_weights_without_configuration_are_another_model(server: HubServer, publ
     assert set(server.files(REPO)) == {"EUPE-ViT-S.pt"}
 
 
-def test_commit_of_somebody_else_in_the_meantime_is_kept(
+def test_newer_commit_in_the_repository_is_kept(
     server: HubServer, publish: Publish, folder: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add_repo(REPO, {"notes.md": b"first"})
     look = script.look
 
-    def look_and_be_overtaken(*arguments: object) -> None:
-        look(*arguments)
+    def look_and_be_overtaken(*arguments: object) -> object:
+        plan = look(*arguments)
         server.commit(REPO, {"notes.md": b"second"})
+        return plan
 
     monkeypatch.setattr(script, "look", look_and_be_overtaken)
     code, _, err = publish("--folder", folder, "--push")
-    assert code == 2 and err.endswith("me/mine was changed by somebody else in the meantime, and is as they left it: "
-                                      "look again, then push.")  # fmt: skip
+    assert code == 2 and err.endswith("me/mine has a newer commit, which was kept: check it, then push again.")
     assert server.files(REPO) == {"notes.md": b"second"}
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_no_permission_is_one_sentence(
+def test_no_permission_is_a_one_line_message(
     server: HubServer, publish: Publish, folder: Path, tmp_path: Path, waits: list[float], exists: bool
 ) -> None:
     if exists:
         server.add_repo(REPO, {"notes.md": b"mine"})
     server.fail_uploads(403)
     code, _, err = publish("--folder", folder, "--push")
-    assert code == 2 and "Your token may not write to me/mine: take one with write access, or another --repo." in err
+    assert code == 2 and "Your token may not write to me/mine: use one with write access, or another --repo." in err
     assert (server.files(REPO) == {"notes.md": b"mine"}) if exists else (server.repos == {})
     with use_hub(server, tmp_path / "logged out"):
         server.clear_faults()
@@ -276,7 +276,7 @@ def test_interrupted_upload_leaves_the_repository_alone(
     assert set(server.files(REPO)) >= SAVED_FILES | {"notes.md"} and commits(server) == 2
 
 
-def test_repository_that_cannot_become_what_was_asked_for(server: HubServer, publish: Publish, folder: Path) -> None:
+def test_options_that_do_not_fit_the_repository_are_refused(server: HubServer, publish: Publish, folder: Path) -> None:
     code, _, err = publish("--folder", folder, "--create-pr")
     assert code == 2 and "me/mine does not exist: a pull request needs a repository." in err
     server.add_repo(REPO)
@@ -284,7 +284,7 @@ def test_repository_that_cannot_become_what_was_asked_for(server: HubServer, pub
     assert code == 2 and "me/mine exists and is public: --private is for a new repository" in err
 
 
-def test_folder_that_is_no_model_is_refused(server: HubServer, publish: Publish, folder: Path, tmp_path: Path) -> None:
+def test_folder_without_a_model_is_refused(server: HubServer, publish: Publish, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "empty holds no EUPE model: expected config.json" in publish("--folder", tmp_path / "empty")[2]
     config = json.loads((folder / "config.json").read_text())
@@ -304,7 +304,7 @@ def test_card_with_another_licence_or_for_another_model_is_refused(
     code, _, err = publish("--folder", folder, "--card", tmp_path / "card.md")
     assert code == 2 and "card.md states license: mit, but EUPE's weights" in err
     code, _, err = publish("--folder", folder, "--card", "eupe-t")
-    assert code == 2 and "The card of eupe-t is for its encoder alone, which this is not; give another --card." in err
+    assert code == 2 and "The card of eupe-t is for its encoder alone, which this is not: give another --card." in err
     EupeModel(tiny_config("vit")).save_pretrained(tmp_path / "encoder")
     assert "The card of eupe-t is for" in publish("--folder", tmp_path / "encoder", "--card", "eupe-t")[2]
     (folder / "README.md").unlink()
@@ -320,15 +320,14 @@ def test_card_with_another_licence_or_for_another_model_is_refused(
     ("arguments", "message"),
     [
         (["--folder", "x", "--name", "eupe-t"], "not allowed with argument"),
-        (["--folder", "x", "--head", "h", "--task", "depth"], "--head is joined with a raw encoder"),
+        (["--folder", "x", "--create_pr", "--revision", "a"], "not allowed with argument"),
+        (["--folder", "x", "--head", "h", "--task", "depth"], "--head joins a raw encoder"),
         (["--checkpoint", "x", "--task", "depth"], "they need --head FILE"),
         (["--checkpoint", "x", "--revision", "a", "--create-pr"], "not allowed with argument"),
         (["--checkpoint", "nothing.pt"], "No checkpoint at nothing.pt."),
     ],
 )
-def test_misuse_is_an_error_of_one_line(
-    server: HubServer, publish: Publish, arguments: list[str], message: str
-) -> None:
+def test_misuse_is_a_one_line_message(server: HubServer, publish: Publish, arguments: list[str], message: str) -> None:
     code, _, err = publish(*arguments)
     assert code == 2 and message in err
     assert publish("--folder", "x", repo="mine")[2].endswith("--repo must be USER/NAME, got 'mine'")

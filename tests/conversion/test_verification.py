@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The proof that a conversion computes the same, and the proof that this proof can fail."""
+"""The comparison of what encoders compute, and the proof that it can fail."""
 
 import copy
 import math
@@ -48,7 +48,7 @@ def tiny_model(family: str, seed: int = 0) -> EupeModel:
 
 
 def record(model: EupeModel, path: Path, size: tuple[int, int, int] = (1, 64, 96)) -> Path:
-    """Outputs of a model in the form of the recorded ones, taken from it by other ways than the comparison's."""
+    """Outputs of a model in the form of the recorded ones, taken in another way than the comparison takes them."""
     config, name = model.config, "x".join(map(str, size))
     pixel_values = frozen_pixel_values(*size)
     with torch.inference_mode():
@@ -157,7 +157,7 @@ def test_missing_golden_file_is_named(tmp_path: Path) -> None:
 def test_other_golden_files_are_refused(tmp_path: Path) -> None:
     model = tiny_model("vit")
     (tmp_path / "text").write_text("1x256x256/cls")
-    with pytest.raises(ValueError, match="text is no safetensors file"):
+    with pytest.raises(ValueError, match="text is not a safetensors file"):
         compare_with_golden(model, tmp_path / "text")
     save_file({"weight": torch.ones(2)}, tmp_path / "weights")
     with pytest.raises(ValueError, match=r"weights holds no recorded outputs .*found 'weight'"):
@@ -183,7 +183,7 @@ def test_golden_file_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 @requires_shared
-def test_recorded_preprocessing_is_no_golden_file_of_an_encoder() -> None:
+def test_recorded_preprocessing_is_not_a_golden_file_of_an_encoder() -> None:
     with pytest.raises(ValueError, match="holds no recorded outputs of an encoder"):
         compare_with_golden(tiny_model("vit"), GOLDEN / "preprocessing.safetensors")
 

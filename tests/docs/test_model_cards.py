@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The model cards: current, valid on the Hub, true to the package's tables; and every snippet in them runs."""
+"""The model cards are current, valid on the Hub, and agree with the package's tables; every snippet in them runs."""
 
 import importlib.util
 import json
@@ -33,13 +33,13 @@ from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
 
 
 CARDS = ROOT / "model_cards"
-# The large ones take long to make, push and load; their snippets come from the same template.
+# The large models take long to make, push and load; their snippets come from the same template.
 QUICK = ("eupe-t", "eupe-convnext-t")
 BY_NAME = pytest.mark.parametrize("name", VARIANTS)
 BY_SIZE = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS]
 )
-# What only the author of a model knows, as a user would write it down.
+# What only the author of a model knows, as a user would write it.
 ABOUT = {
     "head": {"trained_on": "[me/rooms](https://huggingface.co/datasets/me/rooms), 5,000 photographs.",
              "recipe": "20 epochs, frozen encoder.", "results": "Top 1 on 500 held out: 0.91.",
@@ -69,13 +69,13 @@ def snippets(card: ModelCard) -> list[str]:
 
 
 def run(snippet: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Execute a snippet with these names, and return all that there are then."""
+    """Execute a snippet with these names, and return all names it leaves."""
     exec(compile(snippet, "card", "exec"), names)
     return names
 
 
 def assert_valid(card: ModelCard, caplog: pytest.LogCaptureFixture) -> None:
-    """What huggingface_hub can check without the Hub, strictly, and no word of warning from it."""
+    """Check all that huggingface_hub can check without the Hub, strictly, and that it warns of nothing."""
     metadata = yaml.safe_load(card.content.split("---\n")[1])
     known = ModelCardData(**metadata, ignore_metadata_errors=False)
     assert known.to_dict() == card.data.to_dict() == metadata
@@ -106,7 +106,7 @@ def test_cards_are_what_the_template_gives() -> None:
     assert sorted(path.stem for path in CARDS.glob("*.yaml")) == sorted(VARIANTS)
 
 
-def test_stale_card_fails_the_check_and_is_made_anew(
+def test_card_that_is_out_of_date_fails_the_check_and_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(CARDS, tmp_path / "cards")
@@ -115,7 +115,7 @@ def test_stale_card_fails_the_check_and_is_made_anew(
     data.write_text(data.read_text().replace("415.4", "415.5"))
     (tmp_path / "cards" / "eupe-t.md").unlink()
     assert generate.main(["--check"]) == 1
-    assert capsys.readouterr().err == "Stale: eupe-t.md, eupe-b.md. Run `make cards` and commit what it writes.\n"
+    assert capsys.readouterr().err == "Out of date: eupe-t.md, eupe-b.md. Run `make cards` and commit the result.\n"
     assert not (tmp_path / "cards" / "eupe-t.md").exists()
     assert generate.main([]) == 0 and generate.main(["--check"]) == 0
     assert "| 415.5 |" in (tmp_path / "cards" / "eupe-b.md").read_text()
@@ -150,7 +150,7 @@ def test_own_figures_are_those_that_were_measured(name: str) -> None:
     data = yaml.safe_load((CARDS / f"{name}.yaml").read_text())
     rows = re.findall(rf"^\| {name} \| (\d+x\d+) \| \d+ \| ([\d.]+) \|", _read("tests/benchmarks/README.md"), re.M)
     assert data["speed"] == {shape: float(ms) for shape, ms in rows} and len(rows) == 3
-    assert f"| `{name}` | {data['parity']:.1e} |" in _read("README.md")
+    assert f"| `{name}` | {data['parity']:.1e} |" in _read("conversion/README.md")
     text = _read(f"model_cards/{name}.md")
     assert f"{VARIANTS[name].num_parameters:,}" in text
     with torch.device("meta"):
@@ -188,7 +188,7 @@ def test_snippets_of_a_card_run(
     with torch.inference_mode():
         found = dinov3(**names["inputs"]).pooler_output
     torch.testing.assert_close(found, names["feature"], rtol=0, atol=1e-5)
-    names = run(without_package, names)  # where the package is, its classes are taken
+    names = run(without_package, names)  # with the package installed, its classes are used
     assert type(names["model"]) is EupeModel
 
     program = f"import sys\nsys.modules['eupe_hf'] = None\n{without_package}\nprint(type(model).__module__)"
@@ -204,7 +204,7 @@ def test_snippets_of_a_card_run(
 def test_timm_snippet_loads_the_model(name: str, server: HubServer) -> None:
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
         pytest.skip(f"timm cannot be imported here: {error}")
     timm_name, file = VARIANTS[name].timm_name, Path("model.safetensors")
     from safetensors.torch import save_file
@@ -308,10 +308,8 @@ def test_field_that_is_missing_or_unknown_is_named(tmp_path: Path, capsys: pytes
     (tmp_path / "fields.yaml").write_text(yaml.safe_dump({**ABOUT["head"], "limit": "x"} | {"limits": "y"}))
     with pytest.raises(SystemExit, match="2"):
         generate.main(["--fill", str(tmp_path / "rooms"), "--fields", str(tmp_path / "fields.yaml")])
-    told = capsys.readouterr().err
-    assert (
-        "takes the fields intended_use, limits, recipe, results, trained_on; missing: none; not known: limit" in told
-    )
+    error = capsys.readouterr().err
+    assert "takes the fields intended_use, limits, recipe, results, trained_on; missing: none; unknown: limit" in error
     assert (tmp_path / "rooms" / "README.md").read_text() == before
 
 

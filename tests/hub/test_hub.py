@@ -365,9 +365,9 @@ def test_nothing_cached_offline_says_how_to_do_it_by_hand(server: HubServer, hom
 def test_two_processes_convert_once(server: HubServer, home: Path) -> None:
     program = (
         "import hashlib, json, os, pathlib, time, eupe_hf\n"
-        "from eupe_hf.conversion import checkpoints\n"
-        "save, saved = checkpoints.save_model_folder, []\n"
-        "checkpoints.save_model_folder = lambda *args: saved.append(args) or save(*args)\n"
+        "from eupe_hf.conversion import convert\n"
+        "save, saved = convert.save_model_folder, []\n"
+        "convert.save_model_folder = lambda *args: saved.append(args) or save(*args)\n"
         "pathlib.Path(f'ready{os.getpid()}').touch()\n"
         "while len(list(pathlib.Path().glob('ready*'))) < 2: time.sleep(0.01)\n"
         "state = eupe_hf.EupeModel.from_pretrained('eupe-t').state_dict()\n"

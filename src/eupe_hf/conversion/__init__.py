@@ -1,17 +1,17 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints in the three layouts: reading, converting, comparing.
+"""Checkpoints in the three layouts: reading, converting with proof, comparing.
 
-What goes here: whatever knows names of tensors in other layouts than this package's.
+Code that knows how other layouts name their tensors belongs here.
 """
 
 from .convert import (
     Conversion,
+    ConversionError,
     OptionError,
     check_head_options,
-    convert,
-    convert_back,
     convert_checkpoint,
     convert_head,
+    convert_to_layout,
     summary,
     verify,
 )
@@ -19,12 +19,12 @@ from .convert import (
 
 __all__ = [
     "Conversion",
+    "ConversionError",
     "OptionError",
     "check_head_options",
-    "convert",
-    "convert_back",
     "convert_checkpoint",
     "convert_head",
+    "convert_to_layout",
     "summary",
     "verify",
 ]

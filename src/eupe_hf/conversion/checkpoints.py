@@ -1,8 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Reading and writing EUPE weights, whichever of the three layouts of `layouts.py` they are in.
+"""Read and write EUPE weights in any of the three layouts of `layouts.py`.
 
-`load_checkpoint` reads and checks a file or folder; `save_model_folder` and `save_layout` write what it gave. Nothing
-is ever written in place: a run that is interrupted leaves the old file or nothing.
+Files and folders are written beside their place and moved into it when they are whole: an interrupted run leaves the
+old content, or nothing.
 """
 
 import json
@@ -24,30 +24,22 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe import EupeModel, EupePreTrainedModel
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.staging import staged_file, staged_folder
 from eupe_hf.variants import VARIANTS, Variant, get_variant, variant_config
 
 from .layouts import CheckpointError, Layout, StateDict, describe, from_eupe, recognise, to_eupe
 
 
-# Adapters to the teacher that some published files still carry; no part of the encoder.
+# Distillation adapters to the teacher, which some published files still carry. They are not part of the encoder.
 PROJECTOR_PREFIX = "projectors."
-
-
 PROJECTOR_FILE = "projectors.safetensors"
 
-
-# What other tools wrap a state dict in: a container key, and a prefix of every key.
+_ENCODER_PREFIX = f"{EupeModel.base_model_prefix}."  # in our own task models
+# Other tools wrap a state dict in one of these keys, and put one of these prefixes before every name.
 _CONTAINERS = ("model", "state_dict", "teacher")
-
-
-_TASK_PREFIX = f"{EupeModel.base_model_prefix}."  # of the encoder in our own task models
-
-
-_PREFIXES = ("module.", "backbone.", "teacher.", _TASK_PREFIX)
-
-
-# What safetensors and torch's unpickler raise, between them, on files that are cut short or have bytes changed.
+_PREFIXES = ("module.", "backbone.", "teacher.", _ENCODER_PREFIX)
+# What safetensors and torch's unpickler raise on files that were cut short or have changed bytes.
 _DAMAGED = (
     SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
     struct.error, pickle.UnpicklingError,
@@ -56,15 +48,16 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict in this package's layout, with what is needed to build the model and to write it back.
+    """Weights in this package's layout, with all that it takes to build the model and to write them back.
 
     Args:
-        state: Tensors by their names in `EupeModel`.
+        state: The encoder's tensors, by their names in `EupeModel`.
         config: The configuration, including rotary periods that differ from the formula.
         layout: The layout it was read in.
-        variant: Which published model it has the shape of; `None` for another size (custom configurations).
-        projectors: The distillation adapters that came with it, by their raw names.
-        head: The head that came with it, by its names in the task model that was saved ("head.linear.conv.weight").
+        variant: The published model whose shape it has; `None` for an encoder of another size.
+        projectors: The distillation adapters, by their raw names.
+        head: The head, by its names in the task model ("head.linear.conv.weight").
+        task: Set by `upstream_heads.load_head`: encoder and head form the model of this task. `None` for an encoder.
     """
 
     state: StateDict
@@ -73,17 +66,25 @@ class Checkpoint:
     variant: Variant | None
     projectors: StateDict
     head: StateDict = field(default_factory=dict)
+    task: str | None = None
+
+    @property
+    def model_class(self) -> type[EupePreTrainedModel]:
+        """`EupeModel`, or the class of `task`."""
+        return TASK_MODELS[self.task] if self.task else EupeModel
 
     @property
     def model_state(self) -> StateDict:
-        """The tensors of `build_model`, by their names there."""
-        return self.state
+        """The tensors by their names in a `model_class`."""
+        if self.task is None:
+            return self.state
+        return {_ENCODER_PREFIX + key: tensor for key, tensor in self.state.items()} | self.head
 
     def build_model(self) -> EupePreTrainedModel:
-        """The encoder with these weights, in their dtype, in eval mode. It shares the memory of `state`."""
+        """A `model_class` with these weights, in their dtype, in eval mode. It shares their memory."""
         with torch.device("meta"):
-            model = EupeModel(self.config)
-        model.load_state_dict(self.state, assign=True)
+            model = self.model_class(self.config)
+        model.load_state_dict(self.model_state, assign=True)
         return model.eval()
 
 
@@ -91,18 +92,15 @@ class Checkpoint:
 
 
 def read_state_dict(path: str | os.PathLike) -> StateDict:
-    """Read the tensors of a file or folder, unwrapped from containers and prefixes.
+    """Read the tensors of a file or folder by name, on the CPU, out of containers and without prefixes.
 
     Args:
-        path: `.safetensors`, `.pt`, `.pth` or `.bin`; or a folder with `model.safetensors` (or its index and shards).
-            Pickles are read with `weights_only=True` always.
-
-    Returns:
-        Tensors by name, on the CPU.
+        path: A `.safetensors`, `.pt`, `.pth` or `.bin` file; or a folder with `model.safetensors`, or its index and
+            shards. Pickles are always read with `weights_only=True`.
 
     Raises:
-        FileNotFoundError: Nothing there; the message says what was looked for.
-        CheckpointError: Truncated, not a checkpoint, a pickle with code in it, or without tensors.
+        FileNotFoundError: There is nothing at `path`.
+        CheckpointError: The file is truncated, is not a checkpoint, holds code, or holds no tensors.
     """
     path = Path(path)
     index = path / SAFE_WEIGHTS_INDEX_NAME
@@ -127,15 +125,16 @@ def _load(path: Path) -> Any:
             "LFS pointer was saved in place of the download, download it again."
         )
     try:
-        if path.suffix == ".safetensors":
+        # By its content too, for unfinished files: the length of a header, then the header, which is JSON.
+        if path.suffix == ".safetensors" or head[8:9] == b"{":
             return load_file(path)
-        # Not memory-mapped: files in torch's old format cannot be, and the largest of ours has 350 MB.
+        # Not memory-mapped: torch's old format cannot be, and the largest of our files has 350 MB.
         return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        # torch's own message advises to load the file in the unsafe way
+        # torch's own message recommends loading the file unsafely
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
             raise CheckpointError(
-                f"{path} holds other things than tensors ({found[1]}): reading them would run code from the file, "
+                f"{path} holds more than tensors ({found[1]}): reading it would run code from the file, "
                 "which this package never does. Save the state dict alone: torch.save(model.state_dict(), FILE)."
             ) from error
         raise CheckpointError(
@@ -148,24 +147,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is no valid JSON ({error}): download it again.") from error
+        raise CheckpointError(f"{path} is not valid JSON ({error}): download it again.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}.")
     return values
 
 
 def _unwrap(loaded: Any, path: Path) -> StateDict:
-    """State dict inside containers and behind prefixes."""
     while isinstance(loaded, Mapping):
         inner = [loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)]
         if not inner:
             break
         loaded = inner[0]
+    found = type(loaded).__name__
     tensors = {}
     if isinstance(loaded, Mapping):
+        found = ", ".join(map(str, list(loaded)[:5]))
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise CheckpointError(
             f"{path} holds no state dict: expected tensors by name, at the top or under "
             f"{', '.join(map(repr, _CONTAINERS))}; found {found or 'nothing'}."
@@ -174,7 +173,7 @@ def _unwrap(loaded: Any, path: Path) -> StateDict:
 
 
 def strip_prefixes(state: StateDict, prefixes: Sequence[str]) -> StateDict:
-    """Take off, again and again, whichever of `prefixes` every key begins with."""
+    """Remove every prefix that all keys share, repeatedly and in any order."""
     while prefix := next((p for p in prefixes if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
@@ -186,17 +185,15 @@ def load_checkpoint(
     """Read an EUPE encoder from a file or folder in any of the three layouts.
 
     Args:
-        path: See `read_state_dict`. For weights in this package's layout the `config.json` that lies with them gives
-            the architecture. Of a task model (`EupeForSegmentation`, ...) the encoder is read, and `head` beside it.
-        variant: Name of the model that it must be; by default any of the six.
-        config: The architecture, for encoders of other sizes than the six; overrides `variant`.
-
-    Returns:
-        The checked checkpoint.
+        path: See `read_state_dict`. In this package's layout, the `config.json` beside the weights gives the
+            architecture. The head of a task model (`EupeForSegmentation`, ...) goes to `Checkpoint.head`.
+        variant: Name of the model it must be; by default any of the six.
+        config: The architecture of an encoder of another size than the six; overrides `variant`.
 
     Raises:
-        FileNotFoundError: Nothing at `path`.
-        CheckpointError: It is not (this) EUPE encoder; the message says what it looks like or which key is wrong.
+        FileNotFoundError: There is nothing at `path`.
+        CheckpointError: It is not an EUPE encoder, or not this one. The message says what it looks like, or which
+            key is wrong.
     """
     path = Path(path)
     state = read_state_dict(path)
@@ -209,28 +206,28 @@ def load_checkpoint(
     if config is None:
         wanted = published if variant is None else get_variant(variant)
         config = _config_beside(path) if layout == "eupe" else None
-        # without a configuration a damaged checkpoint, `published` None, goes on: its keys are reported one by one
+        # A damaged checkpoint (`published` is None) without a configuration passes: `to_eupe` names its bad keys.
         if wanted is not None and wanted is not published and (published is not None or config is not None):
             found = f"{published.name}, " if published is not None else ""
             raise CheckpointError(f"{path} holds {found}a {describe(state)}, not {wanted.name}.")
+        if wanted is not None:
+            config = config or variant_config(wanted.name)
+        elif config is None:
+            raise CheckpointError(
+                f"{path} holds a {describe(state)}, which is not one of the six EUPE models ({', '.join(VARIANTS)}). "
+                "For an encoder of another size, pass its configuration."
+            )
         published = wanted
-        if config is None:
-            if wanted is None:
-                raise CheckpointError(
-                    f"{path} holds a {describe(state)}, which is none of the six EUPE models "
-                    f"({', '.join(VARIANTS)}). For an encoder of another size pass its configuration."
-                )
-            config = variant_config(wanted.name)
     ours, config = to_eupe(state, config, layout)
     return Checkpoint(ours, config, layout, published, projectors, head)
 
 
 def _split_head(state: StateDict) -> tuple[StateDict, StateDict]:
-    """Encoder and head of a task model, whose keys begin with "eupe." and "head."; else everything and nothing."""
-    if not any(key.startswith(_TASK_PREFIX) for key in state):
+    """Encoder and head of a task model, whose keys begin with "eupe." and "head."; otherwise `state` and nothing."""
+    if not any(key.startswith(_ENCODER_PREFIX) for key in state):
         return state, {}
     head = {key: tensor for key, tensor in state.items() if key.startswith("head.")}
-    return {key.removeprefix(_TASK_PREFIX): tensor for key, tensor in state.items() if key not in head}, head
+    return {key.removeprefix(_ENCODER_PREFIX): tensor for key, tensor in state.items() if key not in head}, head
 
 
 def _config_beside(path: Path) -> EupeConfig | None:
@@ -241,91 +238,87 @@ def _config_beside(path: Path) -> EupeConfig | None:
     try:
         return EupeConfig(**values)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{file} describes no EUPE encoder: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{file} does not describe an EUPE encoder: {' '.join(str(error).split())}") from error
 
 
 # ---- writing ----
 
-# What a converted folder may hold. A folder with anything else is somebody's, and is not replaced.
+# Takes the unfinished file or folder, to add to it or to check it. If it raises, the output stays as it was.
+Finish = Callable[[Path], None]
+
+# A folder with any other file is not ours to replace.
 _OWN_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
     r"|(configuration|modeling|image_processing|post_processing)_eupe\w*\.py"
 )
-
-
 _OWN_MODELS = (EupeConfig.model_type, DINOv3ViTConfig.model_type, DINOv3ConvNextConfig.model_type)
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder with anything in it but one model of the kind that is written here."""
+    """Refuse to replace a folder that holds anything but one model as it is written here."""
     entries = sorted(entry.name for entry in folder.iterdir())
     config = _read_json(folder / CONFIG_NAME) if CONFIG_NAME in entries else {}
     ours = config.get("model_type") in _OWN_MODELS
     foreign = [name for name in entries if not ours or not _OWN_FILES.fullmatch(name)]
     if foreign:
         raise FileExistsError(
-            f"{folder} holds other files ({', '.join(foreign[:3])}): give a new or empty folder, so that nothing of "
-            "yours is replaced."
+            f"{folder} holds other files ({', '.join(foreign[:3])}), which would be lost: give a new or empty folder."
         )
 
 
-def save_model_folder(
-    checkpoint: Checkpoint, output: str | os.PathLike, extend: Callable[[Path], None] | None = None
-) -> Path:
+def save_model_folder(checkpoint: Checkpoint, output: str | os.PathLike, finish: Finish | None = None) -> Path:
     """Write a checkpoint as a folder that `from_pretrained` loads: weights, config, processor, code, card.
 
     Args:
-        checkpoint: What `load_checkpoint` or `heads.load_head` gave.
-        output: The folder; it is replaced as a whole, and only when everything is written.
-        extend: Called with the unfinished folder, to add files that belong to it.
+        checkpoint: From `load_checkpoint` or `upstream_heads.load_head`.
+        output: The folder, which is replaced as a whole. Also what is returned.
+        finish: Called with the unfinished folder.
 
-    Returns:
-        The folder.
+    Raises:
+        FileExistsError: `output` is a file, or a folder with other files in it.
     """
     output = Path(output)
     with staged_folder(output, _check_replaceable) as folder:
         checkpoint.build_model().save_pretrained(folder)
-        if extend is not None:
-            extend(folder)
+        if finish:
+            finish(folder)
     return output
 
 
-def projector_writer(checkpoint: Checkpoint) -> Callable[[Path], None]:
-    """What `save_model_folder` takes as `extend` to keep the distillation adapters of a checkpoint."""
-
-    def write(folder: Path) -> None:
-        if checkpoint.projectors:
-            save_file({k: t.contiguous() for k, t in checkpoint.projectors.items()}, folder / PROJECTOR_FILE)
-
-    return write
-
-
-def save_layout(checkpoint: Checkpoint, output: str | os.PathLike, layout: Layout) -> Path:
-    """Write a checkpoint in another layout.
+def save_layout(
+    checkpoint: Checkpoint, output: str | os.PathLike, layout: Layout, finish: Finish | None = None
+) -> Path:
+    """Write a checkpoint in any layout. Returns `output`.
 
     Args:
-        checkpoint: What `load_checkpoint` gave.
-        output: "raw": the file to write, `.pt` or `.safetensors`. "dinov3": the folder, with the `config.json` of
-            transformers' class. "eupe": the folder.
+        checkpoint: From `load_checkpoint`.
+        output: For "raw" the file, `.pt` or `.safetensors`, with the distillation adapters. For "dinov3" the folder,
+            with the `config.json` of transformers' class. For "eupe" see `save_model_folder`.
         layout: The layout to write.
+        finish: Called with the unfinished file or folder.
 
-    Returns:
-        `output`.
+    Raises:
+        CheckpointError: The layout cannot hold this checkpoint, see `from_eupe`.
+        FileExistsError, IsADirectoryError: `output` is the wrong kind, or a folder with other files in it.
     """
     if layout == "eupe":
-        return save_model_folder(checkpoint, output)
+        return save_model_folder(checkpoint, output, finish)
     output = Path(output)
     tensors = from_eupe(checkpoint.state, checkpoint.config, layout)
     if layout == "raw":
-        return save_tensors({**tensors, **checkpoint.projectors}, output)
+        return save_tensors({**tensors, **checkpoint.projectors}, output, finish=finish)
     with staged_folder(output, _check_replaceable) as folder:
         dinov3_config(checkpoint.config).save_pretrained(folder)
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
+        if finish:
+            finish(folder)
     return output
 
 
-def save_tensors(state: StateDict, output: str | os.PathLike, container: str | None = None) -> Path:
-    """Write tensors as one file: `.safetensors`, or any other suffix for torch's format, there under `container`."""
+def save_tensors(
+    state: StateDict, output: str | os.PathLike, container: str | None = None, finish: Finish | None = None
+) -> Path:
+    """Write tensors as `.safetensors`, or in torch's format, there under the key `container`. Returns `output`."""
     output = Path(output)
     with staged_file(output) as file:
         if output.suffix == ".safetensors":
@@ -334,15 +327,16 @@ def save_tensors(state: StateDict, output: str | os.PathLike, container: str | N
             # clones: a view would drag its whole storage into the file
             tensors = {key: tensor.clone() for key, tensor in state.items()}
             torch.save({container: tensors} if container else tensors, file)
+        if finish:
+            finish(file)
     return output
 
 
 def dinov3_config(config: EupeConfig) -> DINOv3ViTConfig | DINOv3ConvNextConfig:
-    """Configuration with which transformers' DINOv3 class of the same family computes the same features."""
+    """The configuration with which transformers' DINOv3 class computes the features of this encoder."""
     names = ["num_channels", "image_size", "hidden_act", "layer_norm_eps", "initializer_range"]
     if config.backbone_type == "convnext":
-        names += ["depths", "hidden_sizes"]
-        fields = {name: getattr(config, name) for name in names}
+        fields = {name: getattr(config, name) for name in (*names, "depths", "hidden_sizes")}
         scale = config.layerscale_value
         return DINOv3ConvNextConfig(architectures=["DINOv3ConvNextModel"], layer_scale_init_value=scale, **fields)
     names += ["patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]

@@ -1,7 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Conversions that prove that no tensor changed, and comparisons of what two checkpoints compute.
 
-What `eupe convert`, `eupe verify` and the scripts in `conversion/` do: those add their options, and tell the result.
+`eupe convert`, `eupe verify` and the scripts in `conversion/` add options to these calls and print the results.
 """
 
 import math
@@ -12,90 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
-from eupe_hf.models.modeling_eupe import EupeModel
 
-from .checkpoints import PROJECTOR_FILE, Checkpoint, load_checkpoint, projector_writer, save_layout, save_model_folder
-from .layouts import Layout
-from .upstream_heads import TASKS, get_task, load_head, raw_head, save_head
+from .checkpoints import PROJECTOR_FILE, Checkpoint, load_checkpoint, save_layout, save_model_folder, save_tensors
+from .layouts import Layout, StateDict
+from .upstream_heads import TASKS, load_head, raw_head, save_head
 from .verification import Row, compare_models, compare_tensors, compare_with_golden, format_table
-
-
-def convert_checkpoint(
-    checkpoint: str | os.PathLike,
-    output: str | os.PathLike,
-    variant: str | None = None,
-    keep_projectors: bool = False,
-) -> Path:
-    """Convert an EUPE checkpoint, in whichever layout, to a folder that `from_pretrained` loads.
-
-    Args:
-        checkpoint: The file or folder, see `load_checkpoint`.
-        output: The folder to write.
-        variant: Name of the model that it must be; by default it is recognised.
-        keep_projectors: Keep the distillation adapters that some files carry, in `projectors.safetensors` beside the
-            weights; by default they are dropped.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileNotFoundError, FileExistsError, CheckpointError: As `load_checkpoint` and `save_model_folder` say.
-    """
-    loaded = load_checkpoint(checkpoint, variant)
-    return save_model_folder(loaded, output, projector_writer(loaded) if keep_projectors else None)
-
-
-# ---- writing ----
-
-
-def convert_head(
-    head: str | os.PathLike,
-    task: str,
-    checkpoint: str | os.PathLike,
-    output: str | os.PathLike,
-    layers: Sequence[int] | None = None,
-    variant: str | None = None,
-    keep_projectors: bool = False,
-) -> Path:
-    """Convert a head of upstream's evaluation code, with its encoder, to a folder that `from_pretrained` loads.
-
-    Args:
-        head: File of the head, see `load_head`.
-        task: "segmentation" makes an `EupeForSegmentation`, "depth" an `EupeForDepthEstimation`.
-        checkpoint: The encoder, in any layout, see `load_checkpoint`.
-        output: The folder to write.
-        layers: Blocks or stages that the head reads, counted from 0; by default the last.
-        variant: Name of the model that the encoder must be; by default it is recognised.
-        keep_projectors: As in `convert_checkpoint`.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileNotFoundError, FileExistsError, CheckpointError, ValueError: As `load_head`, `load_checkpoint` and
-            `save_model_folder` say.
-    """
-    loaded = load_head(head, task, load_checkpoint(checkpoint, variant), layers)
-    return save_model_folder(loaded, output, projector_writer(loaded) if keep_projectors else None)
 
 
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 class OptionError(ValueError):
-    """Options that do not go together; the message calls them what the commands call them."""
+    """Options that contradict each other. The message uses their names on the command line."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion that was done, and its proof.
+    """A conversion and its proof.
 
     Args:
         source: What was read, with the head that was joined.
-        output: The file or folder that was written.
-        layout: Its layout.
-        rows: Every tensor of the output, read again, against the source.
-        notes: What was read, compared, kept and dropped, a line each; true where `is_equal`.
+        output: The file or folder.
+        layout: The layout of `output`.
+        rows: Every tensor that was written, read again, against the source.
+        notes: What was read, kept and dropped, a line each.
         result: What the output is, in one line.
     """
 
@@ -108,17 +48,23 @@ class Conversion:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the output holds the values of the source; else nobody should use it."""
+        """Whether every tensor came back bit for bit. If not, nothing was written."""
         return all(row.within(0) for row in self.rows)
 
+    def prove(self, expected: StateDict, found: StateDict) -> None:
+        """Compare tensors and keep the rows. Raises `ConversionError` if one differs."""
+        self.rows.extend(compare_tensors(expected, found))
+        if not self.is_equal:
+            raise ConversionError(self)
+
     def lines(self) -> list[str]:
-        """What to tell people: what was done, or which tensors differ."""
+        """A report for people: what was done, or which tensors differ."""
         if self.is_equal:
             return [*self.notes, self.result]
-        return [format_table(self.rows, 0), f"{self.output} differs from its source: do not use it."]
+        return [format_table(self.rows, 0), f"{self.output} would differ from its source: nothing was written."]
 
     def values(self) -> dict[str, Any]:
-        """The same by names, ready for JSON; of head and distillation adapters how many tensors the source has."""
+        """The same as values for JSON; `head_tensors` and `projector_tensors` count tensors of the source."""
         source = self.source
         return {
             "output": str(self.output), "layout": self.layout, "source_layout": source.layout,
@@ -128,17 +74,16 @@ class Conversion:
         }  # fmt: skip
 
 
+class ConversionError(ValueError):
+    """A proof that failed. Nothing was written; `conversion` holds the comparison."""
+
+    def __init__(self, conversion: Conversion):
+        super().__init__(conversion.lines()[-1])
+        self.conversion = conversion
+
+
 def summary(rows: Sequence[Row], tolerance: float) -> dict[str, Any]:
-    """A comparison in few values, ready for JSON.
-
-    Args:
-        rows: What was compared; at least one.
-        tolerance: Largest absolute error that counts as the same.
-
-    Returns:
-        `is_equal`, the numbers of arrays `compared` and `within` the tolerance, `tolerance`, and the `max_abs_error`,
-        `None` where it is no finite number.
-    """
+    """Sum up a comparison for JSON; `max_abs_error` is `None` unless it is finite."""
     within = sum(row.within(tolerance) for row in rows)
     errors = [row.max_abs_error for row in rows]
     largest = max(errors) if all(map(math.isfinite, errors)) else None
@@ -152,7 +97,7 @@ def summary(rows: Sequence[Row], tolerance: float) -> dict[str, Any]:
 
 
 def check_head_options(head: str | os.PathLike | None, task: str | None, layers: Sequence[int] | None) -> None:
-    """Raise `OptionError` where what is said about a head is incomplete, or said of none."""
+    """Raise `OptionError` if a head has no task, or if a task or layers have no head."""
     if head and not task:
         raise OptionError(f"--head needs --task: {' or '.join(TASKS)}")
     if not head and (task or layers):
@@ -167,94 +112,125 @@ def _check_output(checkpoint: str | os.PathLike, output: str | os.PathLike, layo
         raise ValueError(f"{output} is the name of a file, and layout {layout} is a folder: give the name of one.")
 
 
-def convert(
+def convert_checkpoint(
     checkpoint: str | os.PathLike,
     output: str | os.PathLike,
+    *,
     variant: str | None = None,
     head: str | os.PathLike | None = None,
     task: str | None = None,
     layers: Sequence[int] | None = None,
     keep_projectors: bool = False,
 ) -> Conversion:
-    """Convert a checkpoint, in whichever layout, to a folder that `from_pretrained` loads, and compare every tensor.
+    """Convert a checkpoint in any layout to a folder that `from_pretrained` loads, and prove that no tensor changed.
+
+    The unfinished folder is loaded with `from_pretrained` and compared with the source, tensor by tensor. Only an
+    exact copy takes the place of `output`.
 
     Args:
         checkpoint: The file or folder, see `load_checkpoint`.
         output: The folder to write.
-        variant: Name of the model that it must be; by default it is recognised.
-        head: A head of upstream's evaluation code: it and the encoder become one task model, see `load_head`.
-        task: What the head was trained for, "segmentation" or "depth".
+        variant: Name of the model it must be; by default it is recognised.
+        head: A head of upstream's evaluation code, see `load_head`. It and the encoder become one task model.
+        task: What the head was trained for: "segmentation" or "depth".
         layers: Blocks or stages that the head reads, counted from 0; by default the last.
-        keep_projectors: Keep the distillation adapters that some files carry, see `convert_checkpoint`.
+        keep_projectors: Keep the distillation adapters that some files carry, in `projectors.safetensors` beside the
+            weights; by default they are dropped.
+
+    Returns:
+        The conversion: its `output`, and every tensor's comparison in `rows`.
 
     Raises:
-        OSError: Nothing to read, or `output` cannot be written.
-        ValueError: No such checkpoint or head, or arguments that do not go together; the message says which.
+        OSError: There is nothing to read, or `output` cannot be written.
+        ValueError: The checkpoint or head is not usable (`CheckpointError`), the arguments contradict each other
+            (`OptionError`), or the proof failed (`ConversionError`). The message says which.
     """
     check_head_options(head, task, layers)
     _check_output(checkpoint, output, "eupe")
     source = load_checkpoint(checkpoint, variant)
-    notes = [f"Read {checkpoint}: {_described_encoder(source)}."]
+    name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
+    notes = [f"Read {checkpoint}: {name}, layout {source.layout}."]
     if head and task:
         source = load_head(head, task, source, layers)
-        notes.append(f"Read {head}: a {task} head, {_described_head(source)}.")
+        outputs, channels = source.head["head.linear.conv.weight"].shape[:2]
+        read = ", ".join(str(layer) for layer in _layers(source))
+        notes.append(f"Read {head}: a {task} head, from {channels} channels of layers {read} to {outputs}.")
     elif source.head:
         notes.append(f"{len(source.head)} tensors of the head of a task model: dropped.")
     _check_dtypes(source, checkpoint)
-    save_model_folder(source, output, projector_writer(source) if keep_projectors else None)
-    model_class = get_task(task).model_class if task else EupeModel
-    written = model_class.from_pretrained(output, dtype="auto").state_dict()
-    rows = compare_tensors(source.model_state, written)
-    count = sum(tensor.numel() for tensor in written.values())
-    notes.append(f"Compared {len(rows)} tensors, {count:,} values: all equal to the source (max abs difference 0).")
+    result = f"Done: {source.model_class.__name__}.from_pretrained({str(output)!r}) loads it."
+    done = Conversion(source, Path(output), "eupe", [], notes, result)
+
+    def finish(folder: Path) -> None:
+        if keep_projectors and source.projectors:
+            save_tensors(source.projectors, folder / PROJECTOR_FILE)
+        done.prove(source.model_state, source.model_class.from_pretrained(folder, dtype="auto").state_dict())
+
+    save_model_folder(source, output, finish)
+    notes.append(_compared(done.rows))
     if source.projectors:
         lost = "dropped (eupe convert --keep-projectors keeps them)"
         action = f"kept in {PROJECTOR_FILE}" if keep_projectors else lost
         notes.append(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
     notes.append(f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}")
-    result = f"Done: {model_class.__name__}.from_pretrained({str(output)!r}) loads it."
-    return Conversion(source, Path(output), "eupe", rows, notes, result)
+    return done
+
+
+def _layers(source: Checkpoint) -> list[int]:
+    return [index - 1 for index in source.config.out_indices]
 
 
 def _check_dtypes(source: Checkpoint, checkpoint: str | os.PathLike) -> None:
-    dtypes = {tensor.dtype for tensor in source.state.values()}
+    dtypes = sorted({str(tensor.dtype) for tensor in source.state.values()})
     if len(dtypes) > 1:  # from_pretrained would change some of them
         raise ValueError(
-            f"{checkpoint} holds tensors of several number formats ({', '.join(sorted(map(str, dtypes)))}), and a "
-            "model has one: save all in the same."
+            f"{checkpoint} holds tensors of several number formats ({', '.join(dtypes)}), and a model has one: save "
+            "all in the same format."
         )
 
 
-def _described_encoder(source: Checkpoint) -> str:
-    name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
-    return f"{name}, layout {source.layout}"
+def _compared(rows: Sequence[Row]) -> str:
+    values = sum(math.prod(row.shape) for row in rows)
+    return f"Compared {len(rows)} tensors, {values:,} values: all equal to the source (max abs difference 0)."
 
 
-def _described_head(source: Checkpoint) -> str:
-    layers = ", ".join(str(index - 1) for index in source.config.out_indices)
-    outputs, channels = source.head["head.linear.conv.weight"].shape[:2]
-    return f"from {channels} channels of layers {layers} to {outputs}"
+def convert_head(
+    checkpoint: str | os.PathLike,
+    head: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    task: str,
+    layers: Sequence[int] | None = None,
+    variant: str | None = None,
+    keep_projectors: bool = False,
+) -> Conversion:
+    """`convert_checkpoint` with a head of upstream's evaluation code, for code that always has one."""
+    return convert_checkpoint(
+        checkpoint, output, variant=variant, head=head, task=task, layers=layers, keep_projectors=keep_projectors
+    )
 
 
-def convert_back(
+def convert_to_layout(
     checkpoint: str | os.PathLike,
     output: str | os.PathLike,
+    *,
     layout: Layout = "raw",
-    head: str | os.PathLike | None = None,
     variant: str | None = None,
+    head: str | os.PathLike | None = None,
 ) -> Conversion:
-    """Convert an encoder to the layout of the published file or of transformers' DINOv3, and compare every tensor.
+    """Convert an encoder to the published layout or to that of transformers' DINOv3, and prove that no tensor changed.
+
+    The proof is that of `convert_checkpoint`: what differs from the source is not written.
 
     Args:
-        checkpoint: The file or folder, in whichever layout, see `load_checkpoint`.
-        output: "raw": the file to write, `.pt` or `.safetensors`; "dinov3": the folder.
+        checkpoint: The file or folder, in any layout, see `load_checkpoint`.
+        output: For "raw" the file to write, `.pt` or `.safetensors`; for "dinov3" the folder.
         layout: "raw" or "dinov3".
-        head: Where to write the head of the task model that `checkpoint` is, see `save_head`; by default it is left
-            out.
-        variant: Name of the model that it must be; by default it is recognised.
+        variant: Name of the model it must be; by default it is recognised.
+        head: Where to write the head of a task model, see `save_head`; by default it is left out.
 
     Raises:
-        OSError, ValueError: As of `convert`.
+        OSError, ValueError: As in `convert_checkpoint`.
     """
     _check_output(checkpoint, output, layout)
     if head:
@@ -262,23 +238,27 @@ def convert_back(
         if Path(head).resolve() == Path(output).resolve():
             raise OptionError("--output and --head must be two files: the encoder's and the head's")
     source = load_checkpoint(checkpoint, variant)
-    if head:
-        save_head(source, head)
-    save_layout(source, output, layout)
-    written = load_checkpoint(output, config=source.config)
-    rows = compare_tensors(source.state, written.state)
-    if head:
-        layers = [index - 1 for index in source.config.out_indices]
-        rows += compare_tensors(source.head, load_head(head, raw_head(source)[1].name, written, layers).head)
-    notes = [f"Compared {len(rows)} tensors: all equal to the source (max abs difference 0)."]
+    notes: list[str] = []
+    result = f"Done: {output} holds the encoder in layout {layout}."
+    done = Conversion(source, Path(output), layout, [], notes, result)
+
+    def prove_head(file: Path) -> None:
+        done.prove(source.head, load_head(file, raw_head(source)[1], source, _layers(source)).head)
+
+    def finish(path: Path) -> None:
+        done.prove(source.state, load_checkpoint(path, config=source.config).state)
+        if head:
+            save_head(source, head, prove_head)
+
+    save_layout(source, output, layout, finish)
+    notes.append(_compared(done.rows))
     if source.projectors:
         action = "written with the rest" if layout == "raw" else "left out, this layout has no place for them"
         notes.append(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
     if source.head:
         action = f"written to {head}" if head else "left out (--head FILE writes them)"
         notes.append(f"{len(source.head)} tensors of the head: {action}.")
-    result = f"Done: {output} holds the encoder in layout {layout}."
-    return Conversion(source, Path(output), layout, rows, notes, result)
+    return done
 
 
 # ---- verifying ----
@@ -287,27 +267,26 @@ def convert_back(
 def verify(
     checkpoint: str | os.PathLike,
     against: str | os.PathLike | None = None,
+    *,
     golden: str | os.PathLike | None = None,
     variant: str | None = None,
 ) -> list[Row]:
-    """Compare what an encoder computes with what another one does, or with what the original code did.
+    """Compare what an encoder computes with another checkpoint, or with recorded outputs: one row per output.
 
     Args:
-        checkpoint: The encoder, in whichever layout, see `load_checkpoint`. Of a task model it is the encoder too.
-        against: Another checkpoint; or
-        golden: a file with recorded outputs, see `compare_with_golden`.
+        checkpoint: The encoder, in any layout, see `load_checkpoint`. Of a task model, its encoder.
+        against: Another checkpoint.
+        golden: Instead of `against`: a file with recorded outputs, see `compare_with_golden`.
         variant: Name of the model that both must be; by default they are recognised.
 
-    Returns:
-        One row per output.
-
     Raises:
-        OSError: Nothing to read.
-        ValueError: No such checkpoint, or not one thing to compare with, or of another shape.
+        OSError: There is nothing to read.
+        ValueError: A checkpoint is not usable, the two have other shapes, or not exactly one of `against` and
+            `golden` was given.
     """
     if golden is not None and against is None:
         return compare_with_golden(load_checkpoint(checkpoint, variant).build_model(), golden)
     if against is not None and golden is None:
-        model = load_checkpoint(checkpoint, variant).build_model()
-        return compare_models(model, load_checkpoint(against, variant).build_model())
+        a, b = (load_checkpoint(path, variant).build_model() for path in (checkpoint, against))
+        return compare_models(a, b)
     raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")

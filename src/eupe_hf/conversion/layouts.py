@@ -1,17 +1,16 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Names and shapes of an EUPE encoder's tensors in three layouts, and the way from one to another.
+"""Names and shapes of an EUPE encoder's tensors in three layouts, and the conversion between them.
 
 - "raw": upstream's `.pt`, a flat state dict (ViTs with one fused qkv layer and its bias mask);
 - "dinov3": transformers' own `DINOv3ViTModel` / `DINOv3ConvNextModel`;
 - "eupe": this package.
 
-Tensors are never changed, only split, joined and renamed, so a round trip is bit-equal; the one exception is the key
-third of a ViT's qkv bias, which upstream masks out and which comes back as zeros.
+Tensors are only split, joined and renamed, so a round trip is bit-equal. The one exception is the key third of a ViT's
+qkv bias: upstream masks it out, and it comes back as zeros.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -24,12 +23,9 @@ from eupe_hf.variants import VARIANTS, Variant, variant_config
 
 
 Layout = Literal["raw", "dinov3", "eupe"]
-
-
 StateDict = dict[str, torch.Tensor]
 
-
-# How a file of somebody else gives itself away, most telling first.
+# Keys that give away a checkpoint of another model, most telling first.
 _STRANGERS = (
     (r"(^|\.)pos_embed$", "a ViT with learned position embeddings (timm, DINOv2 or MAE)"),
     (r"^(reg_token|blocks\.\d+\.gamma_1)$", "a ViT in timm's layout"),
@@ -44,12 +40,12 @@ _STRANGERS = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be what it should be; the message names the key or file and says what to do."""
+    """A checkpoint that is not what it should be. The message names the key or file and says what to do."""
 
 
 # ---- recognising ----
 
-# Keys of which every block has one, so that a checkpoint with a few keys missing is still known for what it is.
+# Every block has one of these keys, so a checkpoint is recognised even if a few are missing.
 _SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
     (r"blocks\.(\d+)\.attn\.qkv\.bias_mask", "raw", "vit"),
     (r"stages\.(\d+)\.\d+\.dwconv\.weight", "raw", "convnext"),
@@ -60,48 +56,47 @@ _SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
 )
 
 
-# Of a published model's tensors, this share must be there in name and shape before a checkpoint is taken for it (and
-# the rest reported one by one). The models differ in every width, or in two thirds of the blocks.
+# A checkpoint is a published model if it has more than this share of its names and shapes; the others are reported one
+# by one. The models differ in every width, or in two thirds of the blocks.
 _SAME_MODEL = 0.9
 
 
 def recognise(state: Mapping[str, torch.Tensor]) -> tuple[Layout, Variant | None]:
-    """Layout and model of a state dict, from its tensors alone.
+    """Recognise a state dict by its tensors.
 
     Args:
-        state: Tensors by name, unwrapped (see `checkpoints.read_state_dict`).
+        state: Tensors by name, see `checkpoints.read_state_dict`.
 
     Returns:
         The layout, and which of the six models it is; `None` for an encoder of another size.
 
     Raises:
-        CheckpointError: Not an EUPE encoder; the message says what the file looks like.
+        CheckpointError: It is not an EUPE encoder. The message says what it looks like.
     """
     for pattern, layout, family in _SIGNATURES:
         if any(re.fullmatch(pattern, key) for key in state):
             return layout, _nearest(_canonical(state, layout), layout, family)
     looks = next((what for pattern, what in _STRANGERS if any(re.search(pattern, key) for key in state)), None)
     raise CheckpointError(
-        f"This is no EUPE encoder{f'; it looks like {looks}' if looks else ''}. Its first keys are "
+        f"This is not an EUPE encoder{f'; it looks like {looks}' if looks else ''}. Its first keys are "
         f"{', '.join(sorted(state)[:5])}; an EUPE ViT has keys like 'blocks.0.attn.qkv.bias_mask', an EUPE ConvNeXt "
         "'stages.0.0.dwconv.weight'."
     )
 
 
 def _nearest(state: Mapping[str, torch.Tensor], layout: Layout, family: str) -> Variant | None:
-    best, best_share = None, _SAME_MODEL
-    for variant in VARIANTS.values():
+    shares = {}
+    for name, variant in VARIANTS.items():
         if variant.config["backbone_type"] == family:
-            expected = _published_shapes(variant.name, layout)
+            expected = _published_shapes(name, layout)
             same = sum(key in state and tuple(state[key].shape) == shape for key, shape in expected.items())
-            share = same / max(len(expected), len(state))
-            if share > best_share:
-                best, best_share = variant, share
-    return best
+            shares[name] = same / max(len(expected), len(state))
+    best = max(shares, key=lambda name: shares[name])
+    return VARIANTS[best] if shares[best] > _SAME_MODEL else None
 
 
 def describe(state: Mapping[str, torch.Tensor]) -> str:
-    """Sizes of an EUPE-like encoder in words, for messages: "ViT of width 1024 with 24 blocks"."""
+    """Sizes of an EUPE-like encoder for messages, as in "ViT of width 1024 with 24 blocks"."""
     blocks: dict[int, list[int]] = {}
     for key, tensor in state.items():
         for pattern, _, _ in _SIGNATURES:
@@ -128,94 +123,88 @@ def _canonical(state: Mapping[str, torch.Tensor], layout: Layout) -> StateDict:
 
 # ---- naming ----
 
+# Our name, the raw one, and DINOv3's. A name that ends with a dot stands for a weight and a bias.
+_Row = tuple[str, str, str]
 
-@dataclass(frozen=True)
-class _Name:
-    """One tensor's names; `raw` and `dinov3` are what other layouts call it."""
-
-    eupe: str
-    raw: str
-    dinov3: str
-
-
-def _module(eupe: str, raw: str, dinov3: str, parts: tuple[str, ...] = ("weight", "bias")) -> Iterator[_Name]:
-    for part in parts:
-        yield _Name(f"{eupe}.{part}", f"{raw}.{part}", f"{dinov3}.{part}")
-
-
-def _names(config: EupeConfig) -> Iterator[_Name]:
-    """Names of all tensors that the layouts share one to one: everything but queries, keys and values."""
-    yield from _vit_names(config) if config.backbone_type == "vit" else _convnext_names(config)
-    final = "norm" if config.backbone_type == "vit" else "layer_norm"
-    yield from _module("norm", "norm", final)
-
-
-def _vit_names(config: EupeConfig) -> Iterator[_Name]:
-    ours = "encoder.embeddings"
-    yield _Name(f"{ours}.cls_token", "cls_token", "embeddings.cls_token")
-    yield _Name(f"{ours}.register_tokens", "storage_tokens", "embeddings.register_tokens")
-    yield _Name(f"{ours}.mask_token", "mask_token", "embeddings.mask_token")
-    yield from _module(f"{ours}.patch_embeddings", "patch_embed.proj", "embeddings.patch_embeddings")
-    for i in range(config.num_hidden_layers):
-        ours, raw, dinov3 = f"encoder.layers.{i}", f"blocks.{i}", f"model.layer.{i}"
-        yield from _module(f"{ours}.norm1", f"{raw}.norm1", f"{dinov3}.norm1")
-        yield from _module(f"{ours}.attention.o_proj", f"{raw}.attn.proj", f"{dinov3}.attention.o_proj")
-        yield _Name(f"{ours}.layer_scale1", f"{raw}.ls1.gamma", f"{dinov3}.layer_scale1.lambda1")
-        yield from _module(f"{ours}.norm2", f"{raw}.norm2", f"{dinov3}.norm2")
-        yield from _module(f"{ours}.mlp.up_proj", f"{raw}.mlp.fc1", f"{dinov3}.mlp.up_proj")
-        yield from _module(f"{ours}.mlp.down_proj", f"{raw}.mlp.fc2", f"{dinov3}.mlp.down_proj")
-        yield _Name(f"{ours}.layer_scale2", f"{raw}.ls2.gamma", f"{dinov3}.layer_scale2.lambda1")
+_VIT_EMBEDDINGS: tuple[_Row, ...] = (
+    ("cls_token", "cls_token", "embeddings.cls_token"),
+    ("register_tokens", "storage_tokens", "embeddings.register_tokens"),
+    ("mask_token", "mask_token", "embeddings.mask_token"),
+    ("patch_embeddings.", "patch_embed.proj.", "embeddings.patch_embeddings."),
+)
+_VIT_BLOCK: tuple[_Row, ...] = (
+    ("norm1.", "norm1.", "norm1."),
+    ("attention.o_proj.", "attn.proj.", "attention.o_proj."),
+    ("layer_scale1", "ls1.gamma", "layer_scale1.lambda1"),
+    ("norm2.", "norm2.", "norm2."),
+    ("mlp.up_proj.", "mlp.fc1.", "mlp.up_proj."),
+    ("mlp.down_proj.", "mlp.fc2.", "mlp.down_proj."),
+    ("layer_scale2", "ls2.gamma", "layer_scale2.lambda1"),
+)
+_QKV_PARTS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "v_proj.weight", "v_proj.bias")
+_CONVNEXT_LAYER: tuple[_Row, ...] = (
+    ("depthwise_conv.", "dwconv.", "depthwise_conv."),
+    ("layer_norm.", "norm.", "layer_norm."),
+    ("pointwise_conv1.", "pwconv1.", "pointwise_conv1."),
+    ("pointwise_conv2.", "pwconv2.", "pointwise_conv2."),
+    ("gamma", "gamma", "gamma"),
+)
 
 
-def _convnext_names(config: EupeConfig) -> Iterator[_Name]:
+def _below(ours: str, raw: str, dinov3: str, rows: Iterable[_Row]) -> Iterator[_Row]:
+    yield from ((ours + row[0], raw + row[1], dinov3 + row[2]) for row in rows)
+
+
+def _rows(config: EupeConfig) -> Iterator[_Row]:
+    if config.backbone_type == "vit":
+        yield from _below("encoder.embeddings.", "", "", _VIT_EMBEDDINGS)
+        for i in range(config.num_hidden_layers):
+            yield from _below(f"encoder.layers.{i}.", f"blocks.{i}.", f"model.layer.{i}.", _VIT_BLOCK)
+        yield "norm.", "norm.", "norm."
+        return
     for i, depth in enumerate(config.depths):
-        ours, dinov3 = f"encoder.stages.{i}", f"model.stages.{i}"
-        # the stem is convolution, then norm; the later downsamplers are norm, then convolution
-        conv, norm = (0, 1) if i == 0 else (1, 0)
-        down = "encoder.stem" if i == 0 else f"{ours}.downsample"
-        yield from _module(f"{down}.conv", f"downsample_layers.{i}.{conv}", f"{dinov3}.downsample_layers.{conv}")
-        yield from _module(f"{down}.norm", f"downsample_layers.{i}.{norm}", f"{dinov3}.downsample_layers.{norm}")
+        ours, dinov3 = f"encoder.stages.{i}.", f"model.stages.{i}."
+        # The stem is a convolution, then a norm. The later downsamplers are a norm, then a convolution.
+        down, conv, norm = ("encoder.stem.", "0.", "1.") if i == 0 else (f"{ours}downsample.", "1.", "0.")
+        rows = (("conv.", conv, conv), ("norm.", norm, norm))
+        yield from _below(down, f"downsample_layers.{i}.", f"{dinov3}downsample_layers.", rows)
         for j in range(depth):
-            ours_j, raw, dinov3_j = f"{ours}.layers.{j}", f"stages.{i}.{j}", f"{dinov3}.layers.{j}"
-            yield from _module(f"{ours_j}.depthwise_conv", f"{raw}.dwconv", f"{dinov3_j}.depthwise_conv")
-            yield from _module(f"{ours_j}.layer_norm", f"{raw}.norm", f"{dinov3_j}.layer_norm")
-            yield from _module(f"{ours_j}.pointwise_conv1", f"{raw}.pwconv1", f"{dinov3_j}.pointwise_conv1")
-            yield from _module(f"{ours_j}.pointwise_conv2", f"{raw}.pwconv2", f"{dinov3_j}.pointwise_conv2")
-            yield _Name(f"{ours_j}.gamma", f"{raw}.gamma", f"{dinov3_j}.gamma")
+            yield from _below(f"{ours}layers.{j}.", f"stages.{i}.{j}.", f"{dinov3}layers.{j}.", _CONVNEXT_LAYER)
+    yield "norm.", "norm.", "layer_norm."
+
+
+def _names(config: EupeConfig, layout: Layout) -> dict[str, str]:
+    """A layout's names by ours, but for the queries, keys and values that "raw" joins."""
+    column = 1 if layout == "raw" else 2
+    names = {
+        row[0] + part: row[column] + part
+        for row in _rows(config)
+        for part in (("weight", "bias") if row[0].endswith(".") else ("",))
+    }
+    if layout == "dinov3" and config.backbone_type == "vit":
+        for i in range(config.num_hidden_layers):
+            ours, dinov3 = f"encoder.layers.{i}.attention", f"model.layer.{i}.attention"
+            names |= {f"{ours}.{part}": f"{dinov3}.{part}" for part in _QKV_PARTS}
+    return names
+
+
+def _doubled_norm(config: EupeConfig) -> dict[str, str]:
+    """The final norm of a raw ConvNeXt is stored twice: the second names by the first."""
+    return {f"norm.{part}": f"norms.{config.num_stages - 1}.{part}" for part in ("weight", "bias")}
 
 
 def expected_shapes(config: EupeConfig, layout: Layout = "eupe") -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this architecture holds in `layout`."""
+    """Name and shape of every tensor of this architecture in `layout`."""
     with torch.device("meta"):
-        ours = {key: tuple(tensor.shape) for key, tensor in EupeModel(config).state_dict().items()}
-    if layout == "eupe":
-        return ours
-    shapes = {getattr(name, layout): ours[name.eupe] for name in _names(config)}
-    if config.backbone_type == "convnext":
-        if layout == "raw":
-            shapes |= {f"norms.{config.num_stages - 1}.{part}": ours[f"norm.{part}"] for part in ("weight", "bias")}
-        return shapes
-    width = config.hidden_size
-    if layout == "raw":
-        shapes["mask_token"] = (1, width)
-        shapes["rope_embed.periods"] = (width // config.num_attention_heads // 4,)
-    for i in range(config.num_hidden_layers):
-        if layout == "raw":
-            attention = f"blocks.{i}.attn.qkv"
-            shapes |= {f"{attention}.weight": (3 * width, width)}
-            shapes |= {f"{attention}.{part}": (3 * width,) for part in ("bias", "bias_mask")}
-        else:
-            attention = f"model.layer.{i}.attention"
-            shapes |= {f"{attention}.{part}_proj.weight": (width, width) for part in "qkv"}
-            shapes |= {f"{attention}.{part}_proj.bias": (width,) for part in "qv"}
-    return shapes
+        state = EupeModel(config).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in _renamed(state, config, layout).items()}
 
 
 # ---- converting ----
 
 
 def to_eupe(state: Mapping[str, torch.Tensor], config: EupeConfig, layout: Layout) -> tuple[StateDict, EupeConfig]:
-    """Name the tensors of a checkpoint as `EupeModel` does, after checking every one.
+    """Check every tensor of a checkpoint and rename it as `EupeModel` does.
 
     Args:
         state: Tensors by name in `layout`, without projectors.
@@ -223,36 +212,29 @@ def to_eupe(state: Mapping[str, torch.Tensor], config: EupeConfig, layout: Layou
         layout: The layout of `state`.
 
     Returns:
-        The tensors in this package's layout, and the configuration, with `rope_periods` set where a raw file carries
-        other rotary periods than the formula gives.
+        The tensors in this package's layout, and the configuration. It has `rope_periods` if a raw file carries rotary
+        periods that differ from the formula.
 
     Raises:
-        CheckpointError: Missing, unexpected or misshapen keys, values that are not finite, a bias mask or a doubled
-            norm that is not what EUPE has. Each names the key.
+        CheckpointError: A key is missing, unexpected or has another shape; a value is not finite; or a bias mask or a
+            doubled norm is not EUPE's. The message names the key.
     """
     state = _canonical(state, layout)
     check_tensors(state, expected_shapes(config, layout))
     if layout == "eupe":
         return dict(state), config
-    ours = {name.eupe: state[getattr(name, layout)] for name in _names(config)}
+    ours = {name: state[theirs] for name, theirs in _names(config, layout).items()}
+    if layout == "dinov3":
+        return ours, config
     if config.backbone_type == "convnext":
-        if layout == "raw":
-            _check_doubled_norm(state, config)
+        for name, alias in _doubled_norm(config).items():
+            if not torch.equal(state[name], state[alias]):
+                raise CheckpointError(f"{name!r} and {alias!r} must hold the same values: one norm, stored twice.")
         return ours, config
     for i in range(config.num_hidden_layers):
-        attention = f"encoder.layers.{i}.attention"
-        if layout == "raw":
-            ours |= _split_qkv(state, f"blocks.{i}.attn.qkv", attention)
-        else:
-            theirs = f"model.layer.{i}.attention"
-            ours |= {f"{attention}.{part}": state[f"{theirs}.{part}"] for part in _QKV_PARTS}
-    if layout == "raw":
-        ours["encoder.embeddings.mask_token"] = ours["encoder.embeddings.mask_token"].unsqueeze(0)
-        config = _with_periods(config, state["rope_embed.periods"].float())
-    return ours, config
-
-
-_QKV_PARTS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "v_proj.weight", "v_proj.bias")
+        ours |= _split_qkv(state, f"blocks.{i}.attn.qkv", f"encoder.layers.{i}.attention")
+    ours["encoder.embeddings.mask_token"] = ours["encoder.embeddings.mask_token"].unsqueeze(0)
+    return ours, _with_periods(config, state["rope_embed.periods"].float())
 
 
 def _split_qkv(state: Mapping[str, torch.Tensor], raw: str, ours: str) -> StateDict:
@@ -260,7 +242,7 @@ def _split_qkv(state: Mapping[str, torch.Tensor], raw: str, ours: str) -> StateD
     if not torch.equal(mask.float(), _bias_mask(mask.numel())):
         raise CheckpointError(
             f"'{raw}.bias_mask' must be ones with zeros for the key third, got "
-            f"{int((mask == 0).sum())} zeros in {mask.numel()}: this is no EUPE ViT, whose keys have no bias."
+            f"{int((mask == 0).sum())} zeros in {mask.numel()}: this is not an EUPE ViT, whose keys have no bias."
         )
     query, key, value = state[f"{raw}.weight"].chunk(3)
     query_bias, _, value_bias = state[f"{raw}.bias"].chunk(3)
@@ -283,18 +265,11 @@ def _with_periods(config: EupeConfig, periods: torch.Tensor) -> EupeConfig:
     return EupeConfig(**{**config.to_dict(), "rope_periods": periods.tolist()})
 
 
-def _check_doubled_norm(state: Mapping[str, torch.Tensor], config: EupeConfig) -> None:
-    for part in ("weight", "bias"):
-        alias = f"norms.{config.num_stages - 1}.{part}"
-        if not torch.equal(state[f"norm.{part}"], state[alias]):
-            raise CheckpointError(f"'norm.{part}' and {alias!r} must hold the same values (one norm, stored twice).")
-
-
 def from_eupe(state: Mapping[str, torch.Tensor], config: EupeConfig, layout: Layout) -> StateDict:
-    """Write tensors of this package in another layout; the inverse of `to_eupe`.
+    """Rename tensors of this package for another layout; the inverse of `to_eupe`.
 
     Args:
-        state: Tensors as `EupeModel` names them.
+        state: Tensors by their names in `EupeModel`.
         config: Their architecture.
         layout: The layout to write.
 
@@ -302,51 +277,49 @@ def from_eupe(state: Mapping[str, torch.Tensor], config: EupeConfig, layout: Lay
         Tensors by name in `layout`. In "raw" the key third of each qkv bias is zero.
 
     Raises:
-        CheckpointError: The tensors do not fit the architecture; or the rotary periods are not those that
-            transformers' DINOv3 computes, so that layout would give other features.
+        CheckpointError: The tensors do not fit the architecture; or the layout is "dinov3" and the rotary periods
+            differ from the formula, so that transformers would compute other features.
     """
     check_tensors(state, expected_shapes(config))
-    if layout == "eupe":
-        return dict(state)
-    theirs = {getattr(name, layout): state[name.eupe] for name in _names(config)}
-    if config.backbone_type == "convnext":
-        if layout == "raw":
-            last = config.num_stages - 1
-            theirs |= {f"norms.{last}.{part}": state[f"norm.{part}"].clone() for part in ("weight", "bias")}
-        return theirs
     if layout == "dinov3" and config.rope_periods is not None:
         raise CheckpointError(
-            "The rotary periods of this checkpoint differ from the formula; the DINOv3 layout has no place for them, "
-            "and transformers would compute other features. Write layout 'raw' or 'eupe' instead."
+            "The rotary periods of this checkpoint differ from the formula. The DINOv3 layout has no place for them, "
+            "so transformers would compute other features: write layout 'raw' or 'eupe'."
         )
+    return _renamed(state, config, layout)
+
+
+def _renamed(state: Mapping[str, torch.Tensor], config: EupeConfig, layout: Layout) -> StateDict:
+    if layout == "eupe":
+        return dict(state)
+    theirs = {name: state[ours] for ours, name in _names(config, layout).items()}
+    if layout == "dinov3":
+        return theirs
+    if config.backbone_type == "convnext":
+        return theirs | {alias: state[name].clone() for name, alias in _doubled_norm(config).items()}
     for i in range(config.num_hidden_layers):
-        attention = {part: state[f"encoder.layers.{i}.attention.{part}"] for part in _QKV_PARTS}
-        if layout == "raw":
-            theirs |= _join_qkv(attention, f"blocks.{i}.attn.qkv")
-        else:
-            theirs |= {f"model.layer.{i}.attention.{part}": tensor for part, tensor in attention.items()}
-    if layout == "raw":
-        theirs["mask_token"] = theirs["mask_token"].squeeze(0)
-        head_dim = config.hidden_size // config.num_attention_heads
-        formula = rotary_periods(config.rope_theta, head_dim)
-        theirs["rope_embed.periods"] = torch.tensor(config.rope_periods) if config.rope_periods else formula
+        theirs |= _join_qkv(state, f"encoder.layers.{i}.attention", f"blocks.{i}.attn.qkv")
+    theirs["mask_token"] = theirs["mask_token"].squeeze(0)
+    formula = rotary_periods(config.rope_theta, config.hidden_size // config.num_attention_heads)
+    theirs["rope_embed.periods"] = torch.tensor(config.rope_periods) if config.rope_periods else formula
     return theirs
 
 
-def _join_qkv(attention: StateDict, raw: str) -> StateDict:
-    query_bias, value_bias = attention["q_proj.bias"], attention["v_proj.bias"]
+def _join_qkv(state: Mapping[str, torch.Tensor], ours: str, raw: str) -> StateDict:
+    query_bias, value_bias = state[f"{ours}.q_proj.bias"], state[f"{ours}.v_proj.bias"]
     return {
-        f"{raw}.weight": torch.cat([attention[f"{part}_proj.weight"] for part in "qkv"]),
+        f"{raw}.weight": torch.cat([state[f"{ours}.{part}_proj.weight"] for part in "qkv"]),
         f"{raw}.bias": torch.cat((query_bias, torch.zeros_like(query_bias), value_bias)),
         f"{raw}.bias_mask": _bias_mask(3 * query_bias.numel()).to(query_bias.dtype),
     }
 
 
 def check_tensors(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names, shapes and values with what is expected.
+    """Check names, shapes and values.
 
     Raises:
-        CheckpointError: Naming the first keys that are missing, unexpected, misshapen, no floats or not finite.
+        CheckpointError: Keys are missing or unexpected, or a tensor has another shape, is not floating point or not
+            finite. The message names the first of them.
     """
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]

@@ -1,8 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Proof that an encoder computes what another one does: the original, by its recorded outputs, or a second model.
+"""Compare what an encoder computes with recorded outputs of the original, or with a second model.
 
-Inputs come from a frozen random stream (numpy's `RandomState`, seeded by the size), so that they are the same on every
-machine and outputs recorded elsewhere can be compared with.
+Inputs come from a frozen random stream (numpy's `RandomState`, seeded by the size), so they are the same on every
+machine, and outputs recorded elsewhere can be compared.
 """
 
 import copy
@@ -26,22 +26,12 @@ from transformers.modeling_utils import PreTrainedModel
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
 
 
-# (batch, height, width): square, a batch, oblong, and sides that are no multiple of a patch
+# (batch, height, width): a square, a batch, an oblong, and sides that are not multiples of a patch
 SIZES = ((1, 256, 256), (2, 224, 224), (1, 256, 384), (1, 250, 230))
-
-
 _SAMPLED_TOKENS = 16
-
-
 _MASKED_SIZE = (1, 256, 256)
-
-
 _SIZE = re.compile(r"(\d+)x(\d+)x(\d+)/")
-
-
 _HEADS = ("seg_", "depth_")
-
-
 _Encoder = TypeVar("_Encoder", bound=EupePreTrainedModel)
 
 
@@ -50,9 +40,9 @@ class Row:
     """One compared array.
 
     Args:
-        name: What was compared, for example "1x256x256/cls".
-        max_abs_error: Largest absolute difference. NaN where either side holds a NaN, or both the same infinity.
-        shape: Shape of the array.
+        name: As in "1x256x256/cls".
+        max_abs_error: NaN if either side holds a NaN, or both the same infinity.
+        shape: Of the array.
     """
 
     name: str
@@ -60,12 +50,12 @@ class Row:
     shape: tuple[int, ...]
 
     def within(self, tolerance: float) -> bool:
-        """Whether the error is a number and no larger than `tolerance`."""
+        """Whether the error is a number and at most `tolerance`."""
         return self.max_abs_error <= tolerance  # False for NaN
 
 
 def frozen_pixel_values(batch: int, height: int, width: int, num_channels: int = 3) -> torch.Tensor:
-    """Random normalised images that are the same on every machine, (batch, num_channels, height, width), float32."""
+    """Random normalised images, the same on every machine: (batch, num_channels, height, width), float32."""
     stream = np.random.RandomState(zlib.crc32(f"pixels/0/{batch}x{height}x{width}".encode()))
     return torch.from_numpy(stream.standard_normal((batch, num_channels, height, width)).astype(np.float32))
 
@@ -75,24 +65,21 @@ def frozen_pixel_values(batch: int, height: int, width: int, num_channels: int =
 
 @torch.inference_mode()
 def compare_with_golden(model: EupeModel | EupeBackbone, golden_path: str | os.PathLike) -> list[Row]:
-    """Compare an encoder with outputs that were recorded from the original code.
+    """Compare an encoder with recorded outputs of the original code: one row per recorded array.
 
-    Every array of the file is compared: the outputs of `EupeModel` and, of `EupeBackbone`, maps of the recorded blocks
-    or stages, normed and raw. Patches are compared at the 16 positions that are recorded. Outputs of segmentation and
-    depth heads (`seg_*`, `depth_*`) are left out: they need heads, this compares encoders.
+    Every array of the file is compared: the outputs of `EupeModel`, and the maps that `EupeBackbone` gives for the
+    recorded blocks or stages, normed and raw. Patches are compared at 16 recorded positions. Outputs of heads
+    (`seg_*`, `depth_*`) are left out.
 
     Args:
-        model: The encoder, of either class; both are built on its weights. It runs in its own dtype, in eval mode,
-            and is left as it was.
+        model: The encoder, of either class; the other class shares its weights. It runs in its own dtype, in eval
+            mode, and is not changed.
         golden_path: Safetensors file with arrays named "BxHxW/<output>", recorded on `frozen_pixel_values(B, H, W)`,
             and "masked/<output>".
 
-    Returns:
-        One row per recorded array.
-
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: No safetensors file, one without such outputs, or outputs of a model of another shape.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a safetensors file, or has no outputs of an encoder, or of one of another shape.
     """
     golden = _read_golden(Path(golden_path))
     sizes = sorted({tuple(map(int, match.groups())) for key in golden if (match := _SIZE.match(key))})
@@ -128,19 +115,19 @@ def _read_golden(path: Path) -> dict[str, torch.Tensor]:
     try:
         golden = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or is damaged ({error}).") from error
+        raise ValueError(f"{path} is not a safetensors file, or is damaged ({error}).") from error
     golden = {key: tensor for key, tensor in golden.items() if not key.startswith(_HEADS)}
     strange = [key for key in golden if not _SIZE.match(key) and not key.startswith("masked/")]
     if strange or not golden:
         raise ValueError(
-            f"{path} holds no recorded outputs of an encoder, whose names are like '1x256x256/cls'; found "
+            f"{path} holds no recorded outputs of an encoder, which have names like '1x256x256/cls'; found "
             f"{', '.join(map(repr, strange[:3])) or 'none'}."
         )
     return golden
 
 
 def _on_same_weights(cls: type[_Encoder], model: EupePreTrainedModel, **settings: Any) -> _Encoder:
-    """A model of class `cls` with the parameters of `model`, not copies of them, and these settings."""
+    """A `cls` that shares the parameters of `model`, with these settings."""
     config = copy.deepcopy(model.config)
     config.set_output_features_output_indices(out_features=None, out_indices=settings.pop("out_indices", None))
     for name, value in settings.items():
@@ -152,7 +139,7 @@ def _on_same_weights(cls: type[_Encoder], model: EupePreTrainedModel, **settings
 
 
 def _sampled(tokens: torch.Tensor) -> torch.Tensor:
-    """The tokens (B, N, C) at which outputs are recorded: 16 of them, evenly spaced, or all if there are fewer."""
+    """The recorded ones of tokens (B, N, C): 16, evenly spaced, or all if there are fewer."""
     count = tokens.shape[1]
     return tokens[:, torch.linspace(0, count - 1, min(_SAMPLED_TOKENS, count)).round().long().to(tokens.device)]
 
@@ -192,24 +179,20 @@ def _row(name: str, found: torch.Tensor, expected: torch.Tensor) -> Row:
     return Row(name, error.item(), tuple(expected.shape))
 
 
-# ---- two against each other ----
+# ---- two models ----
 
 
 @torch.inference_mode()
 def compare_models(a: PreTrainedModel, b: PreTrainedModel, sizes: Sequence[tuple[int, int, int]] = SIZES) -> list[Row]:
-    """Compare all outputs of two encoders on frozen inputs.
+    """Compare all outputs of two encoders on frozen inputs: last hidden state, pooled output and every hidden state.
 
     Args:
-        a: An `EupeModel`, or another model with its outputs. It runs in its own dtype, in eval mode, and is left as it
-            was.
+        a: An `EupeModel`, or a model with the same outputs. Both run in their own dtype, in eval mode, unchanged.
         b: The other one.
         sizes: (batch, height, width) of each input, in pixels.
 
-    Returns:
-        For each size one row for `last_hidden_state`, for `pooler_output` and for each hidden state.
-
     Raises:
-        ValueError: The models differ in the number or the shapes of their outputs.
+        ValueError: The models have different numbers or shapes of outputs.
     """
     rows = []
     with _evaluating(a), _evaluating(b):
@@ -221,7 +204,7 @@ def compare_models(a: PreTrainedModel, b: PreTrainedModel, sizes: Sequence[tuple
             if shapes[0] != shapes[1]:
                 key = next(key for key in (*ours, *theirs) if shapes[0].get(key) != shapes[1].get(key))
                 raise ValueError(
-                    f"The models are of different shape: {key} of {name} is {shapes[0].get(key, 'missing')} in the "
+                    f"The models have different shapes: {key} of {name} is {shapes[0].get(key, 'missing')} in the "
                     f"first and {shapes[1].get(key, 'missing')} in the second."
                 )
             rows += [_row(f"{name}/{key}", output, theirs[key]) for key, output in ours.items()]
@@ -249,17 +232,10 @@ def _all_outputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str
 
 
 def compare_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[Row]:
-    """Compare two state dicts, tensor by tensor.
-
-    Args:
-        expected: Tensors by name.
-        found: The same names, shapes and dtypes.
-
-    Returns:
-        One row per tensor.
+    """Compare two state dicts: one row per tensor.
 
     Raises:
-        ValueError: Names, shapes or dtypes differ; the message gives the first such tensor.
+        ValueError: Names, shapes or dtypes differ. The message gives the first of these tensors.
     """
     for key in (*expected, *found):
         pair = [(tuple(t.shape), t.dtype) if (t := tensors.get(key)) is not None else None
@@ -270,12 +246,7 @@ def compare_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, to
 
 
 def format_table(rows: Sequence[Row], tolerance: float) -> str:
-    """The rows as a table for people, with a last line that sums them up.
-
-    Args:
-        rows: What a comparison gave; at least one.
-        tolerance: Largest absolute error that counts as the same. NaN never does.
-    """
+    """A table of the rows, of which there is at least one, with a summary in the last line."""
     width = max(len(row.name) for row in rows)
     lines = [f"{'array':<{width}}  {'shape':<15}  max abs error"]
     for row in rows:

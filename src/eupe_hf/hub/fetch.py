@@ -146,7 +146,7 @@ def _sha256(path: Path) -> str:
 
 
 def _convert(variant: Variant, source: Path, store: Path) -> Path:
-    from eupe_hf.conversion.checkpoints import load_checkpoint, save_model_folder
+    from eupe_hf.conversion import convert_checkpoint
 
     commit = source.parent.name  # .../snapshots/<commit>/<file>
     folder = store / f"{commit[:12]}-{_sha256(source)[:16]}"
@@ -154,7 +154,7 @@ def _convert(variant: Variant, source: Path, store: Path) -> Path:
         # under the lock, so what lies here is left over from a run that was killed or a folder that was cleaned up
         for remains in (folder, *store.glob(".*.part")):
             shutil.rmtree(remains, ignore_errors=True)
-        save_model_folder(load_checkpoint(source, variant.name), folder)
+        convert_checkpoint(source, folder, variant=variant.name)
     return folder
 
 
