@@ -119,7 +119,9 @@ def losses(folder: Path) -> list[float]:
 
 def stream(folder: Path, **options: Any) -> Stream:
     data = load_split(str(folder), "train", COLUMNS, streaming=True)
-    return Stream(data, COLUMNS, Classes({0: 0, 1: 1}), **options)
+    rows = Stream(data, COLUMNS, **options)
+    rows.classes = Classes({0: 0, 1: 1})
+    return rows
 
 
 def colours(rows: Stream, count: int) -> list[tuple[int, ...]]:
@@ -331,7 +333,7 @@ def no_validation(root: Path) -> DataArguments:
         (unnamed, "does not name its classes: name them with --labels FILE"),
         (saved, "what save_to_disk wrote is read from the disk anyway"),
         (pairs, "cannot be streamed: its images and masks are matched by listing them all; leave out --streaming"),
-        (no_validation, "there is no validation split, and a stream has no share to hold out; give --eval_split"),
+        (no_validation, "it has no validation split, and no share can be held out; give --eval_split"),
     ],
 )
 def test_data_that_cannot_be_streamed_is_refused(tmp_path: Path, make: Any, words: str) -> None:

@@ -26,13 +26,13 @@ def read_objects(
 
     Args:
         value: `bbox` (left, top, width, height in pixels), `category` and perhaps `iscrowd`, as lists, or a list of
-            dictionaries with these. Crowds are not single objects, and are left out.
-        width: Width of the image in pixels, upright.
-        height: Height of the image in pixels, upright.
+            dictionaries with these. Crowds are left out.
+        width: Width of the upright image in pixels.
+        height: Height of the upright image in pixels.
         classes: Class ids by category.
 
     Returns:
-        Boxes (N, 4), float64: left, top, right, bottom in pixels; class ids (N,); and how many boxes were left out
+        Boxes (N, 4), float64: left, top, right, bottom in pixels; class ids (N,); and how many boxes are left out
         because they are not finite or have no area inside the image.
 
     Raises:
@@ -64,12 +64,9 @@ def _lists(value: Any) -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def category_names(parts: Sequence[Rows], arguments: DataArguments, feature: Any) -> dict[Any, str]:
-    """Class names by category: those of `--labels` or of the data set, otherwise the categories that occur, in order.
+    """Class names by category: of `--labels` or of the data set, otherwise the categories of `parts`, in order.
 
-    Args:
-        parts: Where to look for categories.
-        arguments: Options of the data.
-        feature: The feature of the column with the objects.
+    `feature` is the feature of the column with the objects.
 
     Raises:
         ValueError: The column has no boxes and categories, or a category is beyond the names.
@@ -104,16 +101,15 @@ def count_boxes(name: str, cells: tuple[Any, ...], classes: Mapping[Any, int]) -
 def report_boxes(found: list[tuple[str, int, int]], what: str, arguments: DataArguments) -> None:
     """Refuse a part without boxes; warn of boxes that are left out, or refuse them with `--strict`."""
     total, skipped = sum(row[1] for row in found), sum(row[2] for row in found)
-    problem = ""
-    if skipped:
-        first = next(name for name, _, bad in found if bad)
-        problem = (
-            f"{skipped} of {total + skipped} boxes of the {what} part have no area inside their image, the first in "
-            f"{first}: COCO's are left, top, width, height in pixels of the original image."
-        )
-    if not total:
-        raise ValueError(problem or f"The {what} part of {arguments.dataset} has {len(found)} images and no box.")
-    if skipped and arguments.strict:
+    if not skipped:
+        if not total:
+            raise ValueError(f"The {what} part of {arguments.dataset} has {len(found)} images and no box.")
+        return
+    first = next(name for name, _, bad in found if bad)
+    problem = (
+        f"{skipped} of {total + skipped} boxes of the {what} part have no area inside their image, the first in "
+        f"{first}: COCO's are left, top, width, height in pixels of the original image."
+    )
+    if arguments.strict or not total:
         raise ValueError(problem)
-    if skipped:
-        logger.warning(f"{problem} They are skipped.")
+    logger.warning(f"{problem} They are skipped.")

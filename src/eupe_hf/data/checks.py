@@ -25,14 +25,11 @@ def readable(rows: Any, strict: bool, check: Callable[[str, Any], Any] | None = 
 
     Args:
         rows: `Rows`, a `Stream`, or other rows with `select` and `name`.
-        strict: Refuse unreadable rows instead.
+        strict: Raise a ValueError for unreadable rows instead.
         check: Takes the name and the cells of a row. What it raises is not skipped.
 
     Returns:
         The readable rows, and the result of `check` for each.
-
-    Raises:
-        ValueError: No row is readable; with `strict`, one is unreadable; what `check` raises.
     """
     if isinstance(rows, Stream):
         rows.check = check
@@ -54,18 +51,12 @@ def readable(rows: Any, strict: bool, check: Callable[[str, Any], Any] | None = 
 
 
 def skip(problems: Sequence[str | None], strict: bool, use: str = "read") -> list[int]:
-    """Leave out the rows that have a problem, and say which.
+    """Numbers of the rows without a problem; warns of the others.
 
     Args:
-        problems: For each row a sentence, or `None` if it has no problem.
-        strict: Refuse problems instead.
+        problems: For each row a sentence, or `None`.
+        strict: Raise a ValueError if a row has a problem, not only if all have.
         use: What a row with a problem cannot be.
-
-    Returns:
-        The other rows.
-
-    Raises:
-        ValueError: Every row has a problem; with `strict`, one has.
     """
     sentences = [problem for problem in problems if problem is not None]
     if sentences and strict:

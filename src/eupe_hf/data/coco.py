@@ -37,21 +37,15 @@ class CocoFolder(Source):
         return [split for split in ("train", "validation") if _file(Path(self.arguments.dataset), split)]
 
     def load(self, split: str) -> Any:
-        """One row per image, also for those without objects; categories are numbered 0, 1, ... in their order.
-
-        Raises:
-            ValueError: A file is missing or is not COCO's, the files do not have the same categories, each name once,
-                or there is `--labels`, although the files name their categories.
-        """
+        """One row per image, also for those without objects; categories are numbered 0, 1, ... in their order."""
         datasets, root = require("datasets"), Path(self.arguments.dataset)
         file, content = self._contents[split]
         ids = {category: index for index, category in enumerate(self._categories)}
         objects: Any = {image["id"]: {"bbox": [], "category": [], "iscrowd": []} for image in content["images"]}
         for entry in content["annotations"]:
-            cell = objects[entry["image_id"]]
-            cell["bbox"].append(entry["bbox"])
-            cell["category"].append(ids[entry["category_id"]])
-            cell["iscrowd"].append(int(entry.get("iscrowd", 0)))
+            values = entry["bbox"], ids[entry["category_id"]], int(entry.get("iscrowd", 0))
+            for listed, value in zip(objects[entry["image_id"]].values(), values, strict=True):
+                listed.append(value)
         names = _SPLITS.get(split, (split,))
         folders = [file.parent, file.parent / "images", *(root / "images" / name for name in names)]
         folders += [root / name for name in names]
@@ -67,10 +61,9 @@ class CocoFolder(Source):
             "category": datasets.Sequence(datasets.ClassLabel(names=list(self._categories.values()))),
             "iscrowd": datasets.Sequence(datasets.Value("int64")),
         }
-        columns = self.arguments.image_column, self.arguments.label_column
-        features = dict(zip(columns, (datasets.Image(decode=False), feature), strict=True))
-        data = dict(zip(columns, (paths, cells), strict=True))
-        return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+        image_column, label_column = self.arguments.image_column, self.arguments.label_column
+        features = datasets.Features({image_column: datasets.Image(decode=False), label_column: feature})
+        return datasets.Dataset.from_dict({image_column: paths, label_column: cells}, features=features)
 
     @cached_property
     def _contents(self) -> dict[str, tuple[Path, dict[str, Any]]]:

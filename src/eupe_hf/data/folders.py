@@ -10,24 +10,16 @@ import PIL.Image
 from eupe_hf.extras import require
 
 from .loading import Source, evenly
-from .options import DataArguments
 
 
 _PICTURES = frozenset(PIL.Image.registered_extensions())
 
 
 class PairFolder(Source):
-    """A folder with `images/` and another folder beside it, or with such folders per split; file names make pairs.
+    """A folder with `images/` and `masks/` or `depth/`, or with such folders per split; file names make pairs."""
 
-    Args:
-        arguments: `dataset`, `limit`, and names for the columns.
-        targets: Name of the folder beside `images/`.
-    """
-
-    def __init__(self, arguments: DataArguments, targets: str):
-        super().__init__(arguments)
-        self.root, self.targets = Path(arguments.dataset), targets
-        self.unstreamable = f"its images and {targets} are matched by listing them all"
+    def __post_init__(self) -> None:
+        self.unstreamable = f"its images and {self.targets} are matched by listing them all"
 
     @staticmethod
     def fits(dataset: str) -> bool:
@@ -37,11 +29,12 @@ class PairFolder(Source):
 
     def splits(self) -> list[str]:
         """Names of the folders that have `images/`, or "train"."""
-        return [path.name for path in self.root.iterdir() if (path / "images").is_dir()] or ["train"]
+        folders = Path(self.arguments.dataset).iterdir()
+        return [folder.name for folder in folders if (folder / "images").is_dir()] or ["train"]
 
     def load(self, split: str) -> Any:
-        """The paths of the images and of the files with the same names."""
-        datasets, root = require("datasets"), self.root
+        """The paths of the images and of their partners."""
+        datasets, root = require("datasets"), Path(self.arguments.dataset)
         root = root if (root / "images").is_dir() else root / split
         if not (root / "images").is_dir() or not (root / self.targets).is_dir():
             raise ValueError(f"{root} must be a folder with images/NAME.jpg and {self.targets}/NAME.png.")
@@ -64,9 +57,7 @@ def _by_name(folder: Path, ends: frozenset[str]) -> dict[str, Path]:
 
 def check_class_folders(dataset: str) -> None:
     """Refuse folders without any file, and class folders without images, which `datasets` would pass over."""
-    folders: list[Path] = []
-    full: set[Path] = set()
-    has_files = False
+    folders, full, has_files = list[Path](), set[Path](), False
     for name, _, files in os.walk(dataset):  # yields nothing unless it is a folder
         folders.append(Path(name))
         has_files = has_files or bool(files)

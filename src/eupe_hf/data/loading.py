@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ from eupe_hf.extras import require
 from .options import DataArguments
 
 
+@dataclass
 class Source:
-    """A kind of data set: which splits it has, how to load one, and whether it can be streamed.
+    """A kind of data set: its splits, how to load one, and whether it can be streamed.
 
     Args:
         arguments: `dataset`, and how to read it.
+        columns: The columns to read by what they hold: "image", and "label" or "objects".
+        targets: The folder beside `images/` whose files belong to the images with the same names.
     """
 
-    unstreamable: str | None = None  # why it cannot be streamed
-
-    def __init__(self, arguments: DataArguments):
-        self.arguments = arguments
+    arguments: DataArguments
+    columns: Mapping[str, str]
+    targets: str = "masks"
+    unstreamable = ""  # why it cannot be streamed
 
     def splits(self) -> list[str]:
         """Names of the splits."""
@@ -32,23 +36,16 @@ class Source:
         raise NotImplementedError
 
     def eval_split(self) -> str | None:
-        """The split to evaluate on, or `None` if a share of the training split must be held out."""
+        """The split to evaluate on; `None` if a share of the training split must be held out."""
         given, train = self.arguments.eval_split, self.arguments.train_split
         return "validation" if given is None and train != "validation" and "validation" in self.splits() else given
 
 
 class DataSet(Source):
-    """What `datasets` reads: a Hub id, a folder of images or parquet files, or a folder that `save_to_disk` wrote.
+    """What `datasets` reads: a Hub id, a folder of images or parquet files, or a folder that `save_to_disk` wrote."""
 
-    Args:
-        arguments: As for `Source`.
-        columns: As for `load_split`.
-    """
-
-    def __init__(self, arguments: DataArguments, columns: Mapping[str, str]):
-        super().__init__(arguments)
-        self.columns = columns
-        if _is_saved(arguments.dataset):
+    def __post_init__(self) -> None:
+        if _is_saved(self.arguments.dataset):
             self.unstreamable = "what save_to_disk wrote is read from the disk anyway"
 
     def splits(self) -> list[str]:
@@ -60,7 +57,7 @@ class DataSet(Source):
             return require("datasets").get_dataset_split_names(dataset, self.arguments.dataset_config)
 
     def load(self, split: str) -> Any:
-        """A split; with `--streaming` it reads its rows during training."""
+        """A split, as `load_split` gives it."""
         given = self.arguments
         return load_split(given.dataset, split, self.columns, given.dataset_config, given.limit, given.streaming)
 
@@ -74,7 +71,7 @@ def load_split(
     streaming: bool = False,
     image_folder: str | None = None,
 ) -> Any:
-    """Load a split of a data set.
+    """Load a split of a data set, its images not decoded, so that `Rows` can name an unreadable one.
 
     Args:
         dataset: A Hub id; a folder of images or parquet files, or one that `save_to_disk` wrote; or one JSON or
@@ -84,16 +81,11 @@ def load_split(
             column may also hold paths.
         config: Configuration of the data set, if it has several.
         limit: Take this many rows, evenly spaced, so that a data set sorted by class keeps all its classes; of a
-            stream the first.
-        streaming: Read rows one after another while you iterate.
+            stream take the first.
+        streaming: Give a `datasets.IterableDataset` instead of a `datasets.Dataset`.
         image_folder: Where the images are if a column holds paths.
 
-    Returns:
-        A `datasets.Dataset`, with `streaming` a `datasets.IterableDataset`. Its images are not decoded, so that `Rows`
-        can name an unreadable one.
-
     Raises:
-        ImportError: `datasets` is not installed.
         ValueError: The data set, the split or a column was not found, or the split is empty.
     """
     datasets = require("datasets")
@@ -106,11 +98,10 @@ def load_split(
                 f"The data set {dataset} has no column {column!r} for the {key.replace('_', ' ')}; it has "
                 f"{', '.join(data.column_names)}.{hint}"
             )
-        feature = data.features[column]
-        is_path = "image" in key and feature == datasets.Value("string")
+        is_path = "image" in key and data.features[column] == datasets.Value("string")
         if is_path and image_folder is not None:
             data = data.map(lambda row, name=column: {name: row[name] and str(Path(image_folder) / row[name])})
-        if is_path or isinstance(feature, datasets.Image):
+        if is_path or isinstance(data.features[column], datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
     if streaming:
         return data if limit is None else data.take(limit)
@@ -120,15 +111,15 @@ def load_split(
 
 
 def _open(dataset: str, split: str, config: str | None, streaming: bool) -> Any:
-    datasets, path = require("datasets"), Path(dataset)
     if _is_saved(dataset):
         saved = _saved(dataset)
         if split not in saved:
             raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
         return saved[split]
-    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix) if path.is_file() else None
+    path, kinds = Path(dataset), {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    kind = kinds.get(path.suffix) if path.is_file() else None
     files = {} if kind is None else {"data_files": {split: dataset}}
-    data = datasets.load_dataset(kind or dataset, config, split=split, streaming=streaming, **files)
+    data = require("datasets").load_dataset(kind or dataset, config, split=split, streaming=streaming, **files)
     return data._resolve_features() if streaming else data  # reads a row if nothing else names the columns
 
 

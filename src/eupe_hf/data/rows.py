@@ -83,12 +83,7 @@ def row_name(values: Mapping[str, Any], default: str) -> str:
 def read_row(
     values: Mapping[str, Any], columns: Mapping[str, str], classes: Mapping[Any, int] | None, name: str
 ) -> tuple[Any, ...]:
-    """The cells of a row as `Rows` gives them; `name` stands for the row in errors.
-
-    Raises:
-        UnreadableError: A cell cannot be read.
-        ValueError: A label is unknown.
-    """
+    """The cells of a row as `Rows` gives them; an `UnreadableError` calls the row `name`."""
     return tuple(_read(key, values[column], classes, f"{name}, {column!r}") for key, column in columns.items())
 
 
@@ -109,11 +104,7 @@ def _read(key: str, value: Any, classes: Mapping[Any, int] | None, name: str) ->
 
 
 def read_image(value: Any, name: str) -> PIL.Image.Image:
-    """Decode an image.
-
-    Args:
-        value: An image that `datasets` has not decoded: a dictionary with its "bytes" or its "path".
-        name: What an error calls it.
+    """Decode an image that `datasets` left as a dictionary with "bytes" or "path"; an error calls it `name`.
 
     Raises:
         UnreadableError: It cannot be read.

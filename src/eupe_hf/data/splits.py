@@ -19,28 +19,22 @@ from .streams import Stream
 
 @dataclass
 class TaskData:
-    """Both parts of a data set, checked.
-
-    Args:
-        train: Rows to train on.
-        evaluation: Rows to evaluate on.
-        names: Class names, empty for a task without classes.
-        eval_split: Name of the evaluation part, for the results.
-    """
+    """Both parts of a data set, checked."""
 
     train: Rows | Stream
     evaluation: Rows
-    names: list[str]
-    eval_split: str
+    names: list[str]  # of the classes, if the task has classes
+    eval_split: str  # name of the evaluation part, for the results
 
 
 def pick_source(arguments: DataArguments, columns: Mapping[str, str], targets: str = "masks") -> Source:
-    """The kind of data set that `--dataset` is; arguments as for `load_splits`."""
+    """The source that fits `--dataset`; arguments as for `Source`."""
+    kind: type[Source] = DataSet
     if "objects" in columns and CocoFolder.fits(arguments.dataset):
-        return CocoFolder(arguments)
-    if PairFolder.fits(arguments.dataset):
-        return PairFolder(arguments, targets)
-    return DataSet(arguments, columns)
+        kind = CocoFolder
+    elif PairFolder.fits(arguments.dataset):
+        kind = PairFolder
+    return kind(arguments, columns, targets)
 
 
 def load_splits(
@@ -50,20 +44,20 @@ def load_splits(
 
     Args:
         arguments: Options of the data. Without an evaluation split a share of the training split is held out.
-        columns: The columns to read by what they hold: "image", and "label" or "objects".
+        columns: As for `Source`.
         seed: Seed of the held-out share, and of the order of a stream.
         classes: Hold out the same share of every class; "label" is a class.
-        targets: The folder beside `images/` whose files belong to the images with the same names.
+        targets: As for `Source`.
 
     Returns:
-        The training part, `Rows` or with `--streaming` a `Stream`; the evaluation part; and its name.
+        The training part, with `--streaming` as a `Stream`; the evaluation part; and the name of the latter.
 
     Raises:
         ValueError: The data cannot be loaded, streamed or divided.
     """
     source = pick_source(arguments, columns, targets)
     if arguments.streaming:
-        return _load_streams(source, columns, seed)
+        return _load_streams(source, seed)
     rows, split = Rows(source.load(arguments.train_split), columns), source.eval_split()
     if split is not None:
         return rows, Rows(source.load(split), columns), split
@@ -78,17 +72,15 @@ def load_splits(
     return kept, held, f"{arguments.held_out} of {arguments.train_split}"
 
 
-def _load_streams(source: Source, columns: Mapping[str, str], seed: int) -> tuple[Stream, Rows, str]:
-    arguments, split = source.arguments, None
-    why, instead = source.unstreamable, "leave out --streaming"
-    if why is None:
-        split = source.eval_split()
-        why, instead = "there is no validation split, and a stream has no share to hold out", "give --eval_split"
-    if split is None:
-        raise ValueError(f"{arguments.dataset} cannot be streamed: {why}; {instead}.")
+def _load_streams(source: Source, seed: int) -> tuple[Stream, Rows, str]:
+    arguments, problem = source.arguments, f"{source.arguments.dataset} cannot be streamed:"
+    if source.unstreamable:
+        raise ValueError(f"{problem} {source.unstreamable}; leave out --streaming.")
+    if (split := source.eval_split()) is None:
+        raise ValueError(f"{problem} it has no validation split, and no share can be held out; give --eval_split.")
+    options = (seed, arguments.shuffle_buffer, arguments.strict)
     train, evaluation = (
-        Stream(source.load(name), columns, None, seed, arguments.shuffle_buffer, arguments.strict)
-        for name in (arguments.train_split, split)
+        Stream(source.load(name), source.columns, *options) for name in (arguments.train_split, split)
     )
     kept = evaluation.first(arguments.eval_rows, shuffled=True)
     return train, kept, f"{len(kept)} rows of {split}"
@@ -129,14 +121,13 @@ def read_names(path: str) -> list[str]:
     if not Path(path).is_file():
         raise ValueError(f"--labels {path} is not a file.")
     text = Path(path).read_text(encoding="utf-8").strip()
-    if text[:1] in ("[", "{"):
-        names = json.loads(text)
-        if isinstance(names, dict):
-            if sorted(map(int, names)) != list(range(len(names))):
-                raise ValueError(f"The ids in {path} must go from 0 to {len(names) - 1} without a gap.")
-            names = [names[key] for key in sorted(names, key=int)]
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    names = json.loads(text) if text[:1] in ("[", "{") else lines
+    if isinstance(names, dict):
+        ids = sorted(names, key=int)
+        if [int(key) for key in ids] != list(range(len(ids))):
+            raise ValueError(f"The ids in {path} must go from 0 to {len(names) - 1} without a gap.")
+        names = [names[key] for key in ids]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} must hold class names, each once.")
     return [str(name) for name in names]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
 from eupe_hf.extras import require
@@ -21,32 +21,23 @@ logger = logging.get_logger(__name__)
 _NAMED = 10  # unreadable rows that are named; further ones are only counted
 
 
-class Stream(IterableDataset):
+class Stream:
     """Rows that are read during training: again and again, each time in another order, without end.
 
     Iterating gives the number of a row and its cells. No two workers or processes share a number. Unreadable rows are
-    left out and counted in `skipped`, by worker.
+    left out and counted in `skipped`, by worker. `classes` are class ids by label, as for `Rows`.
 
     Args:
         data: A `datasets.IterableDataset`.
         columns: The columns by what they hold.
-        classes: Class ids by label.
         seed: Seed of the order.
         buffer: Rows from which the next one is drawn. Files are shuffled as well.
         strict: Refuse unreadable rows instead.
     """
 
-    def __init__(
-        self,
-        data: Any,
-        columns: Mapping[str, str],
-        classes: Mapping[Any, int] | None = None,
-        seed: int = 0,
-        buffer: int = 1000,
-        strict: bool = False,
-    ):
-        self.data, self.columns, self.classes = data, columns, classes
-        self.seed, self.buffer, self.strict = seed, buffer, strict
+    def __init__(self, data: Any, columns: Mapping[str, str], seed: int = 0, buffer: int = 1000, strict: bool = False):
+        self.data, self.columns, self.seed, self.buffer, self.strict = data, columns, seed, buffer, strict
+        self.classes: Mapping[Any, int] | None = None
         self.check: Callable[[str, tuple[Any, ...]], Any] | None = None
         self.divide(0, 1, 1)
 
@@ -70,8 +61,7 @@ class Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         split = require("datasets.distributed").split_dataset_by_node
-        worker = get_worker_info()
-        index = worker.id if worker is not None else 0
+        index = getattr(get_worker_info(), "id", 0)
         step = self.processes * self.workers
         number = self.process * self.workers + index - step
         for turn in itertools.count():

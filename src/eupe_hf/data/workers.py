@@ -7,18 +7,12 @@ from torch.utils.data import get_worker_info
 
 
 def hand_over(batch: torch.Tensor) -> torch.Tensor | np.ndarray:
-    """Make a batch ready to leave a loader's worker: in shared memory, or if that is full, as an array.
+    """Make a CPU batch ready to leave a loader's worker: in shared memory, or if that is full, as an array.
 
     An array goes through a pipe, which takes longer. torch alone would move the batch to shared memory only after the
-    worker has let go of it. If that fails, the error is lost and the main process waits for ever. A container has
-    64 MB of it by default, which the third batch fills.
-
-    Args:
-        batch: On the CPU. Outside a worker it is returned unchanged.
-
-    Returns:
-        The same values; `torch.as_tensor` makes a tensor of either. Give the loader a `collate_fn`, because its
-        default makes tensors of arrays inside the worker.
+    worker has let go of it. If that fails, the error is lost and the main process waits for ever; containers have
+    64 MB by default, which the third batch fills. Outside a worker the batch stays as it is. `torch.as_tensor` makes a
+    tensor of either. Give the loader a `collate_fn`: its default makes tensors of arrays inside the worker.
     """
     if get_worker_info() is None:
         return batch

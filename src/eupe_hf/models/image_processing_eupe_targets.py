@@ -87,16 +87,13 @@ class EupeTargetsMixin(BaseImageProcessor):
     def place_boxes(
         self, boxes: torch.Tensor, class_labels: torch.Tensor, size: tuple[int, int], **options: Any
     ) -> dict[str, torch.Tensor]:
-        """Moves boxes that are clipped to their image to where a call puts that image.
+        """Gives `class_labels` and `boxes` as a call makes them of `annotations`.
 
         Args:
-            boxes: (N, 4), float64: left, top, right and bottom in pixels of the image, EXIF rotation undone.
+            boxes: (N, 4), float64: left, top, right and bottom in pixels, clipped to the upright image.
             class_labels: (N,), int64.
             size: Height and width of the image in pixels.
             **options: As a call takes them.
-
-        Returns:
-            `class_labels` and `boxes` as a call makes them of `annotations`.
         """
         own = {name: getattr(self, name) for name in self._valid_kwargs_names}
         ((rows, columns),) = _place([size], **self._standardize_kwargs(**{**own, **options}))

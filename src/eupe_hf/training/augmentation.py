@@ -25,15 +25,14 @@ _CROPS: dict[str, dict[str, Any]] = {
 class Augmentation:
     """Crops, mirrors and recolours an image together with its mask, depth map or boxes.
 
-    It uses albumentations, which does all of this on numpy images. torchvision's v2 transforms need torchvision, which
-    is optional here; kornia works on batches of float tensors, and is meant for GPUs. Masks and depth maps take the
-    value of the nearest pixel, so they never get a class or a depth that they did not have.
+    albumentations does all of this on numpy images. torchvision is optional here, and kornia works on batches of float
+    tensors. Masks and depth maps take the value of the nearest pixel, so they get no class or depth in between.
 
     Args:
         size: Side of the result in pixels.
-        scale: With `crop="area"` the share of the image to cut out. With `crop="side"` the short side of the resized
-            image as a multiple of `size`; a square is cut out of it, padded if it is smaller. With `crop="window"` the
-            same of an image that is resized to a square first, as for evaluation.
+        scale: With `crop="area"`, the share of the image to cut out. With `crop="side"`, the short side of the resized
+            image as a multiple of `size`; a square is cut out of it, padded if it is smaller. `crop="window"` does
+            the same, but resizes the image to a square, as for evaluation.
         crop: "area", "side" or "window".
         flip: Probability of mirroring.
         colour: Largest relative change of brightness, contrast and saturation; hue changes by 0.4 of it.

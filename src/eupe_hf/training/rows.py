@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers.image_processing_utils import BaseImageProcessor
 
-from eupe_hf.data.rows import Rows
 from eupe_hf.data.streams import Stream
 
 from .augmentation import Augmentation
@@ -18,12 +17,11 @@ from .augmentation import Augmentation
 class TrainingRows(Dataset):
     """Rows in the form that the Trainer takes: `pixel_values` (3, size, size) and `labels`.
 
-    The randomness of a row depends only on the seed, the epoch and its number, so neither worker processes nor a
-    resumed run change it. Numbers beyond the last row start over, augmented differently, so an epoch can go through
-    the rows more than once.
+    What is random about a row depends only on the seed, the epoch and its number, not on workers or on a resumed run.
+    Numbers beyond the last row start over, augmented differently: an epoch can go through the rows more than once.
 
     Args:
-        rows: Images and targets.
+        rows: Images and targets: `Rows`, or a `Stream`, which `StreamedRows` iterates.
         processor: The image processor. Its size is that of the evaluation, and of training without augmentation.
         target: "class" or "mask", the kind of label. Subclasses for other targets override `read` or `encode`.
         augmentation: For training.
@@ -32,7 +30,7 @@ class TrainingRows(Dataset):
 
     def __init__(
         self,
-        rows: Rows | Stream,
+        rows: Any,
         processor: BaseImageProcessor,
         target: str,
         augmentation: Augmentation | None = None,
@@ -85,15 +83,10 @@ class TrainingRows(Dataset):
 
 
 class StreamedRows(IterableDataset):
-    """`TrainingRows` of a stream, one after another.
-
-    Args:
-        rows: Made from a `Stream`.
-    """
+    """`TrainingRows` of a `Stream`, one after another."""
 
     def __init__(self, rows: TrainingRows):
-        self.rows: TrainingRows = rows
-        self.stream: Any = rows.rows
+        self.rows, self.stream = rows, rows.rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self.rows.make(number, cells) for number, cells in self.stream)

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from eupe_hf.data.boxes import category_names, count_boxes, read_objects, report_boxes
 from eupe_hf.data.checks import readable
 from eupe_hf.data.options import DataArguments
-from eupe_hf.data.rows import Classes, Rows, image_size
+from eupe_hf.data.rows import Classes, image_size
 from eupe_hf.data.splits import TaskData, load_splits
 from eupe_hf.evaluation.metrics import average_precision
 from eupe_hf.extras import require
@@ -100,7 +100,7 @@ class DetectionRows(TrainingRows):
     """
 
     def __init__(
-        self, rows: Rows, processor: BaseImageProcessor, augmentation: Augmentation | None = None, seed: int = 0
+        self, rows: Any, processor: BaseImageProcessor, augmentation: Augmentation | None = None, seed: int = 0
     ):
         super().__init__(rows, processor, "objects", augmentation, seed)
 
