@@ -25,7 +25,10 @@ class CocoFolder(Source):
     `val/`. Roboflow's name for `annotations.json` works as well.
     """
 
-    unstreamable = "COCO's JSON has the boxes apart from the images"
+    @property
+    def unstreamable(self) -> str:
+        """COCO's JSON is never streamed."""
+        return "COCO's JSON has the boxes apart from the images"
 
     @staticmethod
     def fits(dataset: str) -> bool:

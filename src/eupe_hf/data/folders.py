@@ -18,8 +18,10 @@ _PICTURES = frozenset(PIL.Image.registered_extensions())
 class PairFolder(Source):
     """A folder with `images/` and `masks/` or `depth/`, or with such folders per split; file names make pairs."""
 
-    def __post_init__(self) -> None:
-        self.unstreamable = f"its images and {self.targets} are matched by listing them all"
+    @property
+    def unstreamable(self) -> str:
+        """Pairs are never streamed."""
+        return f"its images and {self.targets} are matched by listing them all"
 
     @staticmethod
     def fits(dataset: str) -> bool:

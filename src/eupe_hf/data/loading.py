@@ -25,7 +25,11 @@ class Source:
     arguments: DataArguments
     columns: Mapping[str, str]
     targets: str = "masks"
-    unstreamable = ""  # why it cannot be streamed
+
+    @property
+    def unstreamable(self) -> str:
+        """Why it cannot be streamed; empty if it can."""
+        return ""
 
     def splits(self) -> list[str]:
         """Names of the splits."""
@@ -44,9 +48,10 @@ class Source:
 class DataSet(Source):
     """What `datasets` reads: a Hub id, a folder of images or parquet files, or a folder that `save_to_disk` wrote."""
 
-    def __post_init__(self) -> None:
-        if _is_saved(self.arguments.dataset):
-            self.unstreamable = "what save_to_disk wrote is read from the disk anyway"
+    @property
+    def unstreamable(self) -> str:
+        """A folder that `save_to_disk` wrote is not streamed."""
+        return "what save_to_disk wrote is read from the disk anyway" * _is_saved(self.arguments.dataset)
 
     def splits(self) -> list[str]:
         """Names of the splits."""

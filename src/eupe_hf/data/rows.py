@@ -26,8 +26,8 @@ class Classes(dict):
 
     def beyond(self, label: Any) -> str:
         """What to say about an unknown label."""
-        known = list(self)
-        listed = ", ".join(map(repr, known if len(known) <= 5 else [*known[:3], "...", known[-1]]))
+        known = [repr(name) for name in self]
+        listed = ", ".join(known if len(known) <= 5 else [*known[:3], "...", known[-1]])
         return f"the label {label!r}, which is beyond the {len(known)} classes: {listed}."
 
 
