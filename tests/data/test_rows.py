@@ -150,7 +150,7 @@ def test_unreadable_rows_of_a_stream_keep_their_numbers() -> None:
     rows = stream_of(5, None, 7, buffer=1)
     stream = iter(rows)
     assert [next(stream)[0] for _ in range(4)] == [0, 2, 3, 5] and rows.skipped.tolist() == [2]
-    with pytest.raises(UnreadableError, match=r"1\.png, 'image' \(1\.png\) cannot be read"):
+    with pytest.raises(UnreadableError, match=r"0\.png, 'image' \(0\.png\) cannot be read"):
         list(stream_of(None, strict=True, buffer=1))
     with pytest.raises(ValueError, match="None of 2 rows can be read, nor any other of this turn"):
         next(iter(stream_of(None, None)))

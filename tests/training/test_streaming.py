@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Training data that is read while it is trained on: `--streaming`."""
+"""Training data that is read during training: `--streaming`."""
 
 import json
 import pickle
@@ -152,7 +152,7 @@ def test_processes_and_workers_share_the_rows(material: Path) -> None:
     assert sorted(numbers) == list(range(24))
 
 
-def test_stream_travels_to_workers_that_are_started_anew(material: Path) -> None:
+def test_stream_travels_to_new_workers(material: Path) -> None:
     found = load_segmentation(DataArguments(str(material / "maps"), labels=str(material / "names.txt"),
                                             streaming=True), seed=0)  # fmt: skip
     again = pickle.loads(pickle.dumps(found.train))

@@ -16,25 +16,17 @@ class InputArguments:
     eval_split: str | None = field(
         default=None, metadata={"help": "split to evaluate on; default: validation, else --held_out of --train_split"}
     )
-    held_out: float = field(default=0.1, metadata={"help": "share held out where there is no validation split"})
+    held_out: float = field(default=0.1, metadata={"help": "share held out if there is no validation split"})
     image_column: str = field(default="image", metadata={"help": "column with the images"})
     size: int = field(default=256, metadata={"help": "side of the input in pixels"})
     augment: bool = field(default=True, metadata={"help": "crop, flip and recolour the training images"})
-    flip: float = field(
-        default=0.5, metadata={"help": "probability of mirroring an image; 0 where left and right have a meaning"}
-    )
+    flip: float = field(default=0.5, metadata={"help": "probability of mirroring; 0 if left and right have a meaning"})
     colour: float = field(default=0.25, metadata={"help": "strength of the random change of colours"})
     limit: int | None = field(default=None, metadata={"help": "take this many rows of each split, evenly spaced"})
     strict: bool = field(default=False, metadata={"help": "refuse unreadable files instead of skipping them"})
-    check: bool = field(
-        default=True, metadata={"help": f"read every file once before the first step; of a stream, {_FIRST} rows"}
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "read the training split during training; needs --max_steps"}
-    )
-    shuffle_buffer: int = field(
-        default=1000, metadata={"help": "streaming: rows in memory from which the next is drawn"}
-    )
+    check: bool = field(default=True, metadata={"help": f"first read every file once; of a stream, {_FIRST} rows"})
+    streaming: bool = field(default=False, metadata={"help": "read the rows during training; needs --max_steps"})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "streaming: rows from which the next is drawn"})
     eval_rows: int = field(default=1000, metadata={"help": "streaming: rows to evaluate on, kept in memory"})
 
     def __post_init__(self) -> None:

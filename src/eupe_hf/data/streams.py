@@ -72,7 +72,11 @@ class Stream:
                 try:
                     cells = read_row(values, self.columns, self.classes, name)
                 except UnreadableError as error:
-                    self._skip(error, index)
+                    if self.strict:
+                        raise
+                    self.skipped[index] += 1
+                    if self.skipped[index] <= _NAMED:
+                        logger.warning(f"Skipped a row. {error}")
                     continue
                 if self.check is not None:
                     self.check(name, cells)
@@ -82,10 +86,3 @@ class Stream:
                 return  # there are fewer files than workers
             if not kept:
                 raise ValueError(f"None of {seen} rows can be read, nor any other of this turn.")
-
-    def _skip(self, error: UnreadableError, worker: int) -> None:
-        if self.strict:
-            raise error
-        self.skipped[worker] += 1
-        if self.skipped[worker] <= _NAMED:
-            logger.warning(f"Skipped a row. {error}")
