@@ -260,7 +260,7 @@ def test_layers_reduced_labels_and_early_stopping(run: Run) -> None:
         ("classification", ["--encoder", "./nowhere"], "nowhere"),
         ("classification", ["--targets", "query"], "match"),
         ("classification", ["--layers", "7"], "out_indices"),
-        ("segmentation", ["--labels", "names.txt"], "--labels names.txt is no file."),
+        ("segmentation", ["--labels", "names.txt"], "--labels names.txt is not a file."),
         ("segmentation", ["--merge", "--mode", "probe"], "--merge goes with --mode lora"),
     ],
 )

@@ -431,7 +431,7 @@ def damaged_shapes(root: Path, damage: str) -> DetectionDataArguments:
         ("labels", "name their categories: leave out --labels"),
         ("keys", "one of the annotations is .* it must have image_id, bbox, category_id"),
         ("list", "has no list of categories: it must be COCO's JSON"),
-        ("json", "annotations.json is no JSON"),
+        ("json", "annotations.json is not JSON"),
         ("degenerate", r"\d boxes of the .* part have no area inside their image, the first in .*\d\.png"),
         ("none", "The training part of .* has 6 images and no box"),
         ("unreadable", r"rows cannot be read.*\d\.png\) cannot be read"),

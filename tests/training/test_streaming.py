@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Training data that is read while it is trained on: `--streaming`."""
+"""Training data that is read during training: `--streaming`."""
 
 import json
 import pickle
@@ -119,12 +119,14 @@ def losses(folder: Path) -> list[float]:
 
 def stream(folder: Path, **options: Any) -> Stream:
     data = load_split(str(folder), "train", COLUMNS, streaming=True)
-    return Stream(data, COLUMNS, Classes({0: 0, 1: 1}), **options)
+    rows = Stream(data, COLUMNS, **options)
+    rows.classes = Classes({0: 0, 1: 1})
+    return rows
 
 
 def colours(rows: Stream, count: int) -> list[tuple[int, ...]]:
-    """The first pixels of so many images, which tell the images apart."""
-    return [rows[position][0].getpixel((0, 0)) for position in islice(rows.positions(), count)]
+    """The first pixels of so many images; no two images have the same."""
+    return [cells[0].getpixel((0, 0)) for _, cells in islice(rows, count)]
 
 
 def test_each_turn_has_all_rows_in_another_order(material: Path) -> None:
@@ -136,7 +138,7 @@ def test_each_turn_has_all_rows_in_another_order(material: Path) -> None:
 
 
 def test_processes_and_workers_share_the_rows(material: Path) -> None:
-    found, positions = [], []
+    found, numbers = [], []
     for process in range(2):
         rows = stream(material / "classes")
         rows.divide(process, 2, 2)
@@ -145,16 +147,16 @@ def test_processes_and_workers_share_the_rows(material: Path) -> None:
         found += [tuple(row["pixel_values"][:, 0, 0].tolist()) for row in islice(loader, 12)]
         rows = stream(material / "classes")
         rows.divide(process, 2, 1)
-        positions += list(islice(rows.positions(), 12))
+        numbers += [number for number, _ in islice(rows, 12)]
     assert len(found) == len(set(found)) == 24
-    assert sorted(positions) == list(range(24))
+    assert sorted(numbers) == list(range(24))
 
 
-def test_stream_travels_to_workers_that_are_started_anew(material: Path) -> None:
+def test_stream_travels_to_new_workers(material: Path) -> None:
     found = load_segmentation(DataArguments(str(material / "maps"), labels=str(material / "names.txt"),
                                             streaming=True), seed=0)  # fmt: skip
     again = pickle.loads(pickle.dumps(found.train))
-    assert next(again.positions()) == 0 and again.check.keywords["names"] == ["ground", "box"]
+    assert next(iter(again))[0] == 0 and again.check.keywords["names"] == ["ground", "box"]
 
 
 def test_augmentation_of_a_row_changes_with_the_turn(material: Path) -> None:
@@ -198,7 +200,7 @@ def test_labels_and_masks_are_checked_when_they_come(material: Path, tmp_path: P
     train = load_segmentation(arguments, seed=0).train
     train.check.keywords["names"].pop()  # as if a mask after the first rows had it
     with pytest.raises(ValueError, match="the mask holds the class 1, but there are 1 class names"):
-        next(train.positions())
+        next(iter(train))
 
 
 def test_files_in_an_archive_are_read_where_they_are(material: Path, tmp_path: Path) -> None:
@@ -219,15 +221,12 @@ def test_parts_of_streams_are_loaded(material: Path) -> None:
     names = str(material / "names.txt")
     maps = load_segmentation(DataArguments(str(material / "maps"), streaming=True, labels=names), seed=0)
     assert maps.names == ["ground", "box"]
-    next(maps.train.positions())
-    assert maps.train[0][1].unique().tolist() == [0, 1]
+    assert next(iter(maps.train))[1][1].unique().tolist() == [0, 1]
     depth = load_depth(DepthDataArguments(str(material / "depth"), streaming=True), seed=0)
-    next(depth.train.positions())
-    assert depth.train[0][1].unique().tolist() == [2, 5]
+    assert next(iter(depth.train))[1][1].unique().tolist() == [2, 5]
     boxes = load_detection(DetectionDataArguments(str(material / "boxes"), streaming=True), seed=0)
     assert boxes.names == ["box"]
-    next(boxes.train.positions())
-    assert boxes.train[0][1]["bbox"][0][2:] == [32.0, 24.0]
+    assert next(iter(boxes.train))[1][1]["bbox"][0][2:] == [32.0, 24.0]
 
 
 def test_classification_learns_from_a_stream(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,7 +333,7 @@ def no_validation(root: Path) -> DataArguments:
         (unnamed, "does not name its classes: name them with --labels FILE"),
         (saved, "what save_to_disk wrote is read from the disk anyway"),
         (pairs, "cannot be streamed: its images and masks are matched by listing them all; leave out --streaming"),
-        (no_validation, "there is no validation split, and no share to hold out of .*; give --eval_split"),
+        (no_validation, "it has no validation split, and no share can be held out; give --eval_split"),
     ],
 )
 def test_data_that_cannot_be_streamed_is_refused(tmp_path: Path, make: Any, words: str) -> None:

@@ -19,7 +19,6 @@ from transformers import EvalPrediction, TrainingArguments
 from eupe_hf import EupeForImageClassification, EupeForSegmentation, EupeImageProcessorPil
 from eupe_hf.data.options import DataArguments
 from eupe_hf.data.rows import Rows
-from eupe_hf.data.splits import hold_out, read_names
 from eupe_hf.evaluation import ClassificationMetrics, SegmentationMetrics
 from eupe_hf.training import ModelArguments, StreamingMetrics, adapt, one_sentence, parameter_groups, parse_recipe
 from eupe_hf.training.augmentation import Augmentation
@@ -217,15 +216,6 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
-def test_held_out_share_is_of_each_class_and_repeats() -> None:
-    labels = [0] * 60 + [1] * 30 + [2] * 10
-    held = hold_out(labels, 100, 0.2, seed=0)
-    assert [int(held[start:stop].sum()) for start, stop in ((0, 60), (60, 90), (90, 100))] == [12, 6, 2]
-    assert (held == hold_out(labels, 100, 0.2, seed=0)).all()
-    assert (held != hold_out(labels, 100, 0.2, seed=1)).any()
-    assert hold_out(None, 10, 0.3, seed=0).sum() == 3
-
-
 def test_class_folders_are_split_and_named(tmp_path: Path) -> None:
     data = load_classification(DataArguments(str(class_folder(tmp_path / "a", cat=10, dog=20)), held_out=0.2), seed=0)
     assert data.names == ["cat", "dog"] and data.eval_split == "0.2 of train"
@@ -252,17 +242,6 @@ def test_classes_without_names_and_with_a_file(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"image": images, "label": [7] * 8}).save_to_disk(tmp_path / "one")
     with pytest.raises(ValueError, match="has 1 class: a classifier needs at least two"):
         load_classification(DataArguments(str(tmp_path / "one"), held_out=0.25), seed=0)
-
-
-def test_label_files_are_lists_objects_or_lines(tmp_path: Path) -> None:
-    file = tmp_path / "names"
-    for text in ('["a", "b"]', '{"1": "b", "0": "a"}', "a\n\n b \n"):
-        file.write_text(text)
-        assert read_names(str(file)) == ["a", "b"]
-    for text, words in (('{"0": "a", "2": "b"}', "without a gap"), ("a\na", "each once"), ("", "each once")):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            read_names(str(file))
 
 
 def test_maps_are_counted_reduced_and_named(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Every row read once before the first step: what cannot be read is named."""
+"""Every row is read once before the first step, so that unreadable ones are named and left out."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,11 +7,10 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 from transformers.utils import logging
 
 from .options import _FIRST
-from .rows import UnreadableError, accept
+from .rows import UnreadableError, image_size
 from .streams import Stream
 
 
@@ -21,19 +20,16 @@ logger = logging.get_logger(__name__)
 _NAMED = 10  # unreadable files that a message names; it counts the others
 
 
-def readable(rows: Any, strict: bool, check: Callable[[str, Any], Any] = accept) -> tuple[Any, list[Any]]:
-    """Read every row once, and leave out those that cannot be read; of a stream the first, the others when they come.
+def readable(rows: Any, strict: bool, check: Callable[[str, Any], Any] | None = None) -> tuple[Any, list[Any]]:
+    """Read every row once, and leave out the unreadable ones; of a stream read the first rows, the others later.
 
     Args:
-        rows: `Rows`, or others that know `select` and `name`.
-        strict: Refuse them instead.
-        check: Looks at the name and the cells of a row; what it raises is not skipped.
+        rows: `Rows`, a `Stream`, or other rows with `select` and `name`.
+        strict: Raise a ValueError for unreadable rows instead.
+        check: Takes the name and the cells of a row. What it raises is not skipped.
 
     Returns:
-        The readable rows, and what `check` gave for each.
-
-    Raises:
-        ValueError: With `strict` an unreadable file; no readable one; what `check` raises.
+        The readable rows, and the result of `check` for each.
     """
     if isinstance(rows, Stream):
         rows.check = check
@@ -44,29 +40,23 @@ def readable(rows: Any, strict: bool, check: Callable[[str, Any], Any] = accept)
             cells = rows[row]
         except UnreadableError as error:
             return str(error), None
-        return None, check(rows.name(row), cells)
+        return None, None if check is None else check(rows.name(row), cells)
 
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside Python's lock
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without Python's lock
         found = list(logging.tqdm(pool.imap(read, range(len(rows))), total=len(rows), desc="checking files"))
     kept = skip([problem for problem, _ in found], strict)
-    if len(kept) == len(found):
-        return rows, [fact for _, fact in found]
-    return rows.select(kept), [found[row][1] for row in kept]
+    if len(kept) < len(found):
+        rows = rows.select(kept)
+    return rows, [found[row][1] for row in kept]
 
 
 def skip(problems: Sequence[str | None], strict: bool, use: str = "read") -> list[int]:
-    """Leave out the rows that have a problem, and say which.
+    """Numbers of the rows without a problem; warns of the others.
 
     Args:
-        problems: A sentence for each row that has one, else `None`.
-        strict: Refuse them instead.
-        use: What cannot be done with such a row.
-
-    Returns:
-        The other rows.
-
-    Raises:
-        ValueError: With `strict` any problem, else no row without one.
+        problems: For each row a sentence, or `None`.
+        strict: Raise a ValueError if a row has a problem, not only if all have.
+        use: What a row with a problem cannot be.
     """
     sentences = [problem for problem in problems if problem is not None]
     if sentences and strict:
@@ -80,8 +70,8 @@ def skip(problems: Sequence[str | None], strict: bool, use: str = "read") -> lis
 
 
 def check_map_size(name: str, what: str, image: PIL.Image.Image, values: Any) -> None:
-    """Refuse a map (H, W) of another size than its image, which may be turned by EXIF."""
-    width, height = PIL.ImageOps.exif_transpose(image).size
+    """Refuse a map (H, W) that has not the size of its image with EXIF rotation undone."""
+    height, width = image_size(image)
     if tuple(values.shape) != (height, width):
         raise ValueError(
             f"{name}: the {what} is {values.shape[1]} x {values.shape[0]} pixels and its image {width} x {height}: "

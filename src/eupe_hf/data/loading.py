@@ -1,16 +1,70 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Splits of `datasets` data sets: from the Hub, from folders and from files."""
+"""Sources of data, and the one for `datasets`: the Hub, folders, files. Needs `pip install 'eupe-hf[train]'`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from eupe_hf.extras import require
 
+from .options import DataArguments
 
-logger = logging.get_logger(__name__)
+
+@dataclass
+class Source:
+    """A kind of data set: its splits, how to load one, and whether it can be streamed.
+
+    Args:
+        arguments: `dataset`, and how to read it.
+        columns: The columns to read by what they hold: "image", and "label" or "objects".
+        targets: The folder beside `images/` whose files belong to the images with the same names.
+    """
+
+    arguments: DataArguments
+    columns: Mapping[str, str]
+    targets: str = "masks"
+
+    @property
+    def unstreamable(self) -> str:
+        """Why it cannot be streamed; empty if it can."""
+        return ""
+
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        raise NotImplementedError
+
+    def load(self, split: str) -> Any:
+        """A split as a `datasets.Dataset`, with `--streaming` as an `IterableDataset`; its images are not decoded."""
+        raise NotImplementedError
+
+    def eval_split(self) -> str | None:
+        """The split to evaluate on; `None` if a share of the training split must be held out."""
+        given, train = self.arguments.eval_split, self.arguments.train_split
+        return "validation" if given is None and train != "validation" and "validation" in self.splits() else given
+
+
+class DataSet(Source):
+    """What `datasets` reads: a Hub id, a folder of images or parquet files, or a folder that `save_to_disk` wrote."""
+
+    @property
+    def unstreamable(self) -> str:
+        """A folder that `save_to_disk` wrote is not streamed."""
+        return "what save_to_disk wrote is read from the disk anyway" * _is_saved(self.arguments.dataset)
+
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        dataset = self.arguments.dataset
+        with _naming(dataset):
+            if _is_saved(dataset):
+                return list(_saved(dataset))
+            return require("datasets").get_dataset_split_names(dataset, self.arguments.dataset_config)
+
+    def load(self, split: str) -> Any:
+        """A split, as `load_split` gives it."""
+        given = self.arguments
+        return load_split(given.dataset, split, self.columns, given.dataset_config, given.limit, given.streaming)
 
 
 def load_split(
@@ -22,71 +76,77 @@ def load_split(
     streaming: bool = False,
     image_folder: str | None = None,
 ) -> Any:
-    """Load a split of a data set.
+    """Load a split of a data set, its images not decoded, so that `Rows` can name an unreadable one.
 
     Args:
-        dataset: A Hub id; a folder: of images, of parquet files, or written by `save_to_disk`; or one JSON or parquet
-            file, which is the split.
+        dataset: A Hub id; a folder of images or parquet files, or one that `save_to_disk` wrote; or one JSON or
+            parquet file, which is the split.
         split: Name of the split.
-        columns: The columns that are needed, by what they are: "image", "label", ... Those whose key holds "image" may
-            also be paths.
+        columns: The columns that you need by what they hold: "image", "label", ... If "image" is part of the key, the
+            column may also hold paths.
         config: Configuration of the data set, if it has several.
-        limit: Take this many rows, evenly spaced, so that a data set sorted by class is not cut to its first classes;
-            of a stream the first.
-        streaming: Read rows only when they are asked for, one after another.
-        image_folder: Where the images are whose column holds paths.
-
-    Returns:
-        A `datasets.Dataset`, or with `streaming` a `datasets.IterableDataset`, its images not yet decoded, so that
-        `Rows` can name an unreadable one.
+        limit: Take this many rows, evenly spaced, so that a data set sorted by class keeps all its classes; of a
+            stream take the first.
+        streaming: Give a `datasets.IterableDataset` instead of a `datasets.Dataset`.
+        image_folder: Where the images are if a column holds paths.
 
     Raises:
-        ImportError: `datasets` is not installed.
-        ValueError: No such data set, split or column, or no row.
+        ValueError: The data set, the split or a column was not found, or the split is empty.
     """
     datasets = require("datasets")
-    try:
-        data = _load(dataset, split, config, streaming)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"The data set {dataset} cannot be loaded: {' '.join(str(error).split())}") from error
+    with _naming(dataset):
+        data = _open(dataset, split, config, streaming)
     for key, column in columns.items():
         if column not in data.column_names:
-            hint = " A folder of images has labels where it has one folder per class, at least two." * (key == "label")
+            hint = " A folder of images has labels if it has one folder per class, at least two." * (key == "label")
             raise ValueError(
                 f"The data set {dataset} has no column {column!r} for the {key.replace('_', ' ')}; it has "
                 f"{', '.join(data.column_names)}.{hint}"
             )
-        feature = data.features[column]
-        if image_folder is not None and "image" in key and feature == datasets.Value("string"):
+        is_path = "image" in key and data.features[column] == datasets.Value("string")
+        if is_path and image_folder is not None:
             data = data.map(lambda row, name=column: {name: row[name] and str(Path(image_folder) / row[name])})
-        if isinstance(feature, datasets.Image) or ("image" in key and feature == datasets.Value("string")):
+        if is_path or isinstance(data.features[column], datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
     if streaming:
         return data if limit is None else data.take(limit)
     if not len(data):
         raise ValueError(f"The split {split!r} of {dataset} is empty.")
-    count = min(limit or len(data), len(data))
-    return data.select([i * len(data) // count for i in range(count)])
+    return data.select(evenly(range(len(data)), limit))
 
 
-def _load(dataset: str, split: str, config: str | None, streaming: bool) -> Any:
-    datasets = require("datasets")
-    path = Path(dataset)
-    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        if streaming:
-            raise ValueError("what save_to_disk wrote is read from the disk anyway, and is not streamed.")
-        saved = datasets.load_from_disk(dataset)
-        saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+def _open(dataset: str, split: str, config: str | None, streaming: bool) -> Any:
+    if _is_saved(dataset):
+        saved = _saved(dataset)
         if split not in saved:
             raise ValueError(f"Unknown split {split!r}. Should be one of {list(saved)}.")
         return saved[split]
-    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix) if path.is_file() else None
+    path, kinds = Path(dataset), {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    kind = kinds.get(path.suffix) if path.is_file() else None
     files = {} if kind is None else {"data_files": {split: dataset}}
-    data = datasets.load_dataset(kind or dataset, config, split=split, streaming=streaming, **files)
-    return data._resolve_features() if streaming else data  # reads a row where nothing else tells the columns
+    data = require("datasets").load_dataset(kind or dataset, config, split=split, streaming=streaming, **files)
+    return data._resolve_features() if streaming else data  # reads a row if nothing else names the columns
 
 
-def evenly(items: list[Any], limit: int | None) -> list[Any]:
-    """So many of the items, evenly spaced; all of them without a limit."""
+def _is_saved(dataset: str) -> bool:
+    return any((Path(dataset) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _saved(dataset: str) -> dict[str, Any]:
+    saved = require("datasets").load_from_disk(dataset)
+    return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+
+
+@contextmanager
+def _naming(dataset: str) -> Iterator[None]:
+    """Name the data set in what `datasets` raises."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, require("datasets").exceptions.DatasetsError) as error:
+        raise ValueError(f"The data set {dataset} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def evenly(items: Sequence[Any], limit: int | None) -> list[Any]:
+    """This many of the items, evenly spaced; all of them without a limit."""
     count = min(limit or len(items), len(items))
     return [items[i * len(items) // count] for i in range(count)]

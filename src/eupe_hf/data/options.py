@@ -4,42 +4,29 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers.utils import logging
-
-
-logger = logging.get_logger(__name__)
-
 
 _FIRST = 64  # rows of a stream that are checked before the first step
 
 
 @dataclass(kw_only=True)
 class InputArguments:
-    """Which part of the data to train on, and how images go in: what one data set needs as well as several."""
+    """Options of the data that a run with several data sets shares: splits, size, augmentation, checks."""
 
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(
         default=None, metadata={"help": "split to evaluate on; default: validation, else --held_out of --train_split"}
     )
-    held_out: float = field(default=0.1, metadata={"help": "share held out where there is no validation split"})
+    held_out: float = field(default=0.1, metadata={"help": "share held out if there is no validation split"})
     image_column: str = field(default="image", metadata={"help": "column with the images"})
     size: int = field(default=256, metadata={"help": "side of the input in pixels"})
     augment: bool = field(default=True, metadata={"help": "crop, flip and recolour the training images"})
-    flip: float = field(
-        default=0.5, metadata={"help": "probability of a mirrored image; 0 where sides have a meaning"}
-    )
+    flip: float = field(default=0.5, metadata={"help": "probability of mirroring; 0 if left and right have a meaning"})
     colour: float = field(default=0.25, metadata={"help": "strength of the random change of colours"})
     limit: int | None = field(default=None, metadata={"help": "take this many rows of each split, evenly spaced"})
     strict: bool = field(default=False, metadata={"help": "refuse unreadable files instead of skipping them"})
-    check: bool = field(
-        default=True, metadata={"help": f"read every file once before the first step, of a stream {_FIRST} rows"}
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "read the training split while it is trained on; needs --max_steps"}
-    )
-    shuffle_buffer: int = field(
-        default=1000, metadata={"help": "streaming: rows in memory among which the next is chosen"}
-    )
+    check: bool = field(default=True, metadata={"help": f"first read every file once; of a stream, {_FIRST} rows"})
+    streaming: bool = field(default=False, metadata={"help": "read the rows during training; needs --max_steps"})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "streaming: rows from which the next is drawn"})
     eval_rows: int = field(default=1000, metadata={"help": "streaming: rows to evaluate on, kept in memory"})
 
     def __post_init__(self) -> None:
@@ -50,27 +37,15 @@ class InputArguments:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
 
     def settings(self) -> dict[str, Any]:
-        """What else a card should say of these options."""
+        """Further settings that a card should list."""
         return {}
 
 
 @dataclass
 class DataArguments(InputArguments):
-    """What to train on. A recipe takes a Hub id, an image folder, or what `save_to_disk` wrote."""
+    """Options of one data set: a Hub id, a folder of images, or a folder that `save_to_disk` wrote."""
 
     dataset: str = field(metadata={"help": "a Hub id or a folder"})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration, if there are several"})
     label_column: str = field(default="label", metadata={"help": "column with the targets"})
     labels: str | None = field(default=None, metadata={"help": "file with class names: JSON, or one per line"})
-
-
-def refuse_streaming(arguments: "DataArguments", why: str, instead: str = "leave out --streaming") -> None:
-    """Refuse to stream what cannot be."""
-    if arguments.streaming:
-        raise ValueError(f"{arguments.dataset} cannot be streamed: {why}; {instead}.")
-
-
-def check_named(arguments: "DataArguments") -> None:
-    """Refuse a stream whose class names are nowhere: they could only be counted at its end."""
-    if arguments.streaming:
-        raise ValueError(f"The stream {arguments.dataset} does not name its classes: name them with --labels FILE.")

@@ -9,10 +9,9 @@ import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
-from transformers.utils import logging
 
 
-logger = logging.get_logger(__name__)
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 class UnreadableError(ValueError):
@@ -20,28 +19,29 @@ class UnreadableError(ValueError):
 
 
 class Classes(dict):
-    """Class ids by label, with a sentence for a label that is none."""
+    """Class ids by label; an unknown label raises an error that lists the known ones."""
 
     def __missing__(self, label: Any) -> int:
         raise ValueError(f"A row has {self.beyond(label)}")
 
     def beyond(self, label: Any) -> str:
-        """What to say about such a label."""
-        known = list(self)
-        listed = ", ".join(map(repr, known if len(known) <= 5 else [*known[:3], "...", known[-1]]))
+        """What to say about an unknown label."""
+        known = [repr(name) for name in self]
+        listed = ", ".join(known if len(known) <= 5 else [*known[:3], "...", known[-1]])
         return f"the label {label!r}, which is beyond the {len(known)} classes: {listed}."
 
 
 class Rows(Dataset):
-    """What `load_split` gives, row by row as tuples in the order of `columns`.
+    """A split as `load_split` gives it, row by row as tuples in the order of `columns`.
 
-    Images come as PIL images, label and depth maps, stored as images, npy files or nested lists, as tensors of their
-    own dtype, "objects" as they are, other numbers as float64 tensors with NaN for None.
+    "image" is a PIL image. "label" is a class id if there are `classes`; otherwise it is a label or depth map, stored
+    as an image, an npy file or nested lists, and becomes a tensor of its own dtype. "objects" stay as they are. Other
+    numbers become float64 tensors, None becomes NaN.
 
     Args:
         data: The split.
-        columns: The columns, by what they are.
-        classes: Class ids by label, where "label" is a class and not a map.
+        columns: The columns by what they hold.
+        classes: Class ids by label.
 
     Example:
 
@@ -63,53 +63,54 @@ class Rows(Dataset):
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         if row >= len(self.data):
             raise IndexError(row)  # ends a for loop
-        return self.read(self.data[row], f"Row {row}")
+        return read_row(self.data[row], self.columns, self.classes, f"Row {row}")
 
-    def read(self, values: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-        """The cells of a row, in the order of `columns`; `name` is what an error calls it."""
-        return tuple(self._read(key, values[column], f"{name}, {column!r}") for key, column in self.columns.items())
-
-    def select(self, rows: Sequence[int]) -> "Rows":
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Rows":
         """These rows alone."""
         return Rows(self.data.select(rows), self.columns, self.classes)
 
     def name(self, row: int) -> str:
-        """The file of a row's last image or map, or the number of the row."""
-        paths = [value["path"] for value in self.data[row].values() if isinstance(value, dict) and value.get("path")]
-        return paths[-1] if paths else f"row {row}"
-
-    def _read(self, key: str, value: Any, name: str) -> Any:
-        if "image" in key:
-            return read_image(value, name)
-        if key == "label" and self.classes is not None:
-            return self.classes[value]
-        if key == "objects":
-            return value
-        if isinstance(value, dict):
-            is_array = str(value.get("path")).lower().endswith(".npy")
-            return torch.from_numpy(_array(value, name) if is_array else np.array(read_image(value, name)))
-        try:
-            return torch.from_numpy(np.array(value, dtype=None if key == "label" else float))
-        except (TypeError, ValueError) as error:
-            raise UnreadableError(f"{name} is no array of numbers: {error}") from error
+        """The file of the last image or map of a row, or the number of the row."""
+        return row_name(self.data[row], f"row {row}")
 
 
-def accept(name: str, cells: tuple[Any, ...]) -> None:
-    """A check that finds no fault with any row."""
+def row_name(values: Mapping[str, Any], default: str) -> str:
+    """The file of the last image or map of a row, or `default`."""
+    paths = [value["path"] for value in values.values() if isinstance(value, dict) and value.get("path")]
+    return paths[-1] if paths else default
+
+
+def read_row(
+    values: Mapping[str, Any], columns: Mapping[str, str], classes: Mapping[Any, int] | None, name: str
+) -> tuple[Any, ...]:
+    """The cells of a row as `Rows` gives them; an `UnreadableError` calls the row `name`."""
+    return tuple(_read(key, values[column], classes, f"{name}, {column!r}") for key, column in columns.items())
+
+
+def _read(key: str, value: Any, classes: Mapping[Any, int] | None, name: str) -> Any:
+    if "image" in key:
+        return read_image(value, name)
+    if key == "label" and classes is not None:
+        return classes[value]
+    if key == "objects":
+        return value
+    if isinstance(value, dict):
+        is_array = str(value.get("path")).lower().endswith(".npy")
+        return torch.from_numpy(_array(value, name) if is_array else np.array(read_image(value, name)))
+    try:
+        return torch.from_numpy(np.array(value, dtype=None if key == "label" else float))
+    except (TypeError, ValueError) as error:
+        raise UnreadableError(f"{name} is not an array of numbers: {error}") from error
 
 
 def read_image(value: Any, name: str) -> PIL.Image.Image:
-    """Decode an image.
-
-    Args:
-        value: As `datasets` has it undecoded: a dictionary with its "bytes", or its "path".
-        name: Where it stands, for the message.
+    """Decode an image that `datasets` left as a dictionary with "bytes" or "path"; an error calls it `name`.
 
     Raises:
-        ValueError: It cannot be read.
+        UnreadableError: It cannot be read.
     """
     if not isinstance(value, dict):
-        raise UnreadableError(f"{name} is no image but of type {type(value).__name__}.")
+        raise UnreadableError(f"{name} is not an image but of type {type(value).__name__}.")
     try:
         image = PIL.Image.open(_file(value))
         image.load()
@@ -118,13 +119,20 @@ def read_image(value: Any, name: str) -> PIL.Image.Image:
         raise UnreadableError(f"{name} ({value['path'] or 'no file name'}) cannot be read: {error}") from error
 
 
+def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
+    """Height and width in pixels of a PIL image with EXIF rotation undone, or of a tensor (C, H, W)."""
+    if isinstance(image, torch.Tensor):
+        return image.shape[1], image.shape[2]
+    return image.size if image.getexif().get(0x0112) in _TURNED else image.size[::-1]
+
+
 def _file(value: Mapping[str, Any]) -> Any:
-    """What a reader can open: bytes, or the path of a file on this machine."""
+    """The bytes, or a path on this machine."""
     if value["bytes"] is not None:
         return io.BytesIO(value["bytes"])
     if "://" not in value["path"]:
         return value["path"]
-    import fsspec  # comes with `datasets`; opens files on the Hub, and in archives
+    import fsspec  # comes with `datasets`; opens files on the Hub and in archives
 
     with fsspec.open(value["path"], "rb") as file:
         return io.BytesIO(file.read())
@@ -133,6 +141,6 @@ def _file(value: Mapping[str, Any]) -> Any:
 def _array(value: dict[str, Any], name: str) -> np.ndarray:
     try:
         array = np.load(_file(value), allow_pickle=False)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes the machine's byte order alone
+        return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes only the machine's byte order
     except (EOFError, OSError, ValueError, AttributeError) as error:
         raise UnreadableError(f"{name} ({value['path']}) cannot be read: {error}") from error

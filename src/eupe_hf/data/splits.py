@@ -2,110 +2,92 @@
 """The part of a data set to train on and the part to evaluate on."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
-from eupe_hf.extras import require
-
-from .folders import _pairs, is_pair_folder
-from .loading import load_split
-from .options import DataArguments, refuse_streaming
+from .coco import CocoFolder
+from .folders import PairFolder
+from .loading import DataSet, Source
+from .options import DataArguments
 from .rows import Rows
-from .streams import as_rows
-
-
-logger = logging.get_logger(__name__)
+from .streams import Stream
 
 
 @dataclass
 class TaskData:
-    """Both parts of a data set, checked.
+    """Both parts of a data set, checked."""
 
-    Args:
-        train: Rows to train on.
-        evaluation: Rows to evaluate on.
-        names: Class names, where the task has classes.
-        eval_split: Name of the evaluation part, for the results.
-    """
-
-    train: Rows
+    train: Rows | Stream
     evaluation: Rows
-    names: list[str]
-    eval_split: str
+    names: list[str]  # of the classes, if the task has classes
+    eval_split: str  # name of the evaluation part, for the results
+
+
+def pick_source(arguments: DataArguments, columns: Mapping[str, str], targets: str = "masks") -> Source:
+    """The source that fits `--dataset`; arguments as for `Source`."""
+    kind: type[Source] = DataSet
+    if "objects" in columns and CocoFolder.fits(arguments.dataset):
+        kind = CocoFolder
+    elif PairFolder.fits(arguments.dataset):
+        kind = PairFolder
+    return kind(arguments, columns, targets)
 
 
 def load_splits(
     arguments: DataArguments, columns: Mapping[str, str], seed: int, classes: bool = False, targets: str = "masks"
-) -> tuple[Any, Any, str]:
-    """The training and the evaluation part, and the name of the latter.
+) -> tuple[Any, Rows, str]:
+    """Load the part to train on and the part to evaluate on.
 
-    Without an evaluation split a share of the training split is held out, of every class the same where `classes`. A
-    folder `images` may have a folder beside it, called as `targets` says, whose files belong to them by their names.
+    Args:
+        arguments: Options of the data. Without an evaluation split a share of the training split is held out.
+        columns: As for `Source`.
+        seed: Seed of the held-out share, and of the order of a stream.
+        classes: Hold out the same share of every class; "label" is a class.
+        targets: As for `Source`.
+
+    Returns:
+        The training part, with `--streaming` as a `Stream`; the evaluation part; and the name of the latter.
+
+    Raises:
+        ValueError: The data cannot be loaded, streamed or divided.
     """
-    if is_pair_folder(arguments.dataset):
-        refuse_streaming(arguments, f"its images and {targets} are matched by listing them all")
-        load: Callable[[str], Any] = lambda split: _pairs(arguments, columns, split, targets)  # noqa: E731
-        folders = [path.name for path in Path(arguments.dataset).iterdir() if (path / "images").is_dir()]
-        names = folders or ["train"]
-    else:
-        load = lambda split: load_split(  # noqa: E731
-            arguments.dataset, split, columns, arguments.dataset_config, arguments.limit, arguments.streaming
-        )
-        names = split_names(arguments.dataset, arguments.dataset_config)
-    train, evaluation, split = divide(arguments, load, names, seed, columns["label"] if classes else None)
+    source = pick_source(arguments, columns, targets)
     if arguments.streaming:
-        evaluation = as_rows(evaluation, columns, arguments, seed).first(arguments.eval_rows, shuffled=True).data
-        split = f"{len(evaluation)} rows of {split}"
-    return train, evaluation, split
-
-
-def divide(
-    arguments: DataArguments, load: Callable[[str], Any], names: list[str], seed: int, classes: str | None = None
-) -> tuple[Any, Any, str]:
-    """Both parts, and the name of the second, of splits called `names` that `load` reads.
-
-    Without an evaluation split a share is held out, of every value of the column `classes` the same.
-    """
-    train, split = load(arguments.train_split), arguments.eval_split
-    if split is None and "validation" in names:
-        split = "validation"
+        return _load_streams(source, seed)
+    rows, split = Rows(source.load(arguments.train_split), columns), source.eval_split()
     if split is not None:
-        return train, load(split), split
-    refuse_streaming(
-        arguments,
-        "there is no validation split, and no share to hold out of what is not all there",
-        "give --eval_split",
-    )
-    held_out = hold_out(train[classes] if classes else None, len(train), arguments.held_out, seed)
-    if not held_out.any() or held_out.all():
+        return rows, Rows(source.load(split), columns), split
+    labels = rows.data[columns["label"]] if classes else None
+    is_held = hold_out(labels, len(rows), arguments.held_out, seed)
+    if not is_held.any() or is_held.all():
         raise ValueError(
-            f"The split {arguments.train_split!r} has {len(train)} rows, too few to hold out a share of "
+            f"The split {arguments.train_split!r} has {len(rows)} rows, too few to hold out a share of "
             f"{arguments.held_out}: raise --held_out or give --eval_split."
         )
-    kept, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    return train.select(kept), train.select(held), f"{arguments.held_out} of {arguments.train_split}"
+    kept, held = (rows.select(np.flatnonzero(is_there)) for is_there in (~is_held, is_held))
+    return kept, held, f"{arguments.held_out} of {arguments.train_split}"
 
 
-def split_names(dataset: str, config: str | None) -> list[str]:
-    """Names of the splits of a data set."""
-    datasets, saved = require("datasets"), Path(dataset) / "dataset_dict.json"
-    if saved.is_file():
-        return json.loads(saved.read_text(encoding="utf-8"))["splits"]
-    if (Path(dataset) / "state.json").is_file():
-        return []
-    try:
-        return datasets.get_dataset_split_names(dataset, config)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"The data set {dataset} cannot be loaded: {' '.join(str(error).split())}") from error
+def _load_streams(source: Source, seed: int) -> tuple[Stream, Rows, str]:
+    arguments, problem = source.arguments, f"{source.arguments.dataset} cannot be streamed:"
+    if source.unstreamable:
+        raise ValueError(f"{problem} {source.unstreamable}; leave out --streaming.")
+    if (split := source.eval_split()) is None:
+        raise ValueError(f"{problem} it has no validation split, and no share can be held out; give --eval_split.")
+    options = (seed, arguments.shuffle_buffer, arguments.strict)
+    train, evaluation = (
+        Stream(source.load(name), source.columns, *options) for name in (arguments.train_split, split)
+    )
+    kept = evaluation.first(arguments.eval_rows, shuffled=True)
+    return train, kept, f"{len(kept)} rows of {split}"
 
 
 def hold_out(labels: list[Any] | None, count: int, share: float, seed: int) -> np.ndarray:
-    """Which of `count` rows to hold out, as booleans: a share of each class, at random but the same each time."""
+    """Which of `count` rows to hold out, as booleans: the same share of each class, at random by the seed."""
     order: np.ndarray = np.random.default_rng(seed).permutation(count)
     if labels is not None:
         order = order[np.argsort(np.array([str(label) for label in labels])[order], kind="stable")]
@@ -115,23 +97,37 @@ def hold_out(labels: list[Any] | None, count: int, share: float, seed: int) -> n
     return held_out
 
 
+def given_names(arguments: DataArguments, feature: Any = None) -> list[str] | None:
+    """The class names of `--labels`, otherwise of a feature of the data set; `None` if neither has names."""
+    names = read_names(arguments.labels) if arguments.labels else getattr(feature, "names", None)
+    if names is None and arguments.streaming:  # only its end would show them
+        raise ValueError(f"The stream {arguments.dataset} does not name its classes: name them with --labels FILE.")
+    return names
+
+
+def names_by_label(given: list[str] | None, occur: set[Any]) -> dict[Any, str]:
+    """Class names by label: labels are names or count them; without given names they are the labels that occur."""
+    if given is not None and not any(isinstance(label, str) for label in occur):
+        return dict(enumerate(given))
+    return {label: str(label) for label in given or sorted(occur)}
+
+
 def read_names(path: str) -> list[str]:
-    """Class names from a file: a JSON list, a JSON object from ids to names, or one name per line.
+    """Read class names from a file: a JSON list, a JSON object from ids to names, or one name per line.
 
     Raises:
-        ValueError: No such file, no names, or ids that are not 0, 1, 2, ...
+        ValueError: The file was not found, has no names or one twice, or ids that are not 0, 1, 2, ...
     """
     if not Path(path).is_file():
-        raise ValueError(f"--labels {path} is no file.")
+        raise ValueError(f"--labels {path} is not a file.")
     text = Path(path).read_text(encoding="utf-8").strip()
-    if text[:1] in ("[", "{"):
-        names = json.loads(text)
-        if isinstance(names, dict):
-            if sorted(map(int, names)) != list(range(len(names))):
-                raise ValueError(f"The ids in {path} must go from 0 to {len(names) - 1} without a gap.")
-            names = [names[key] for key in sorted(names, key=int)]
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    names = json.loads(text) if text[:1] in ("[", "{") else lines
+    if isinstance(names, dict):
+        ids = sorted(names, key=int)
+        if [int(key) for key in ids] != list(range(len(ids))):
+            raise ValueError(f"The ids in {path} must go from 0 to {len(names) - 1} without a gap.")
+        names = [names[key] for key in ids]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} must hold class names, each once.")
     return [str(name) for name in names]

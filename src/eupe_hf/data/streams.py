@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Rows that are read while they are trained on."""
+"""Rows that are read during training."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -12,111 +12,77 @@ from transformers.utils import logging
 
 from eupe_hf.extras import require
 
-from .options import DataArguments
-from .rows import Rows, UnreadableError, accept
+from .rows import Rows, UnreadableError, read_row, row_name
 
 
 logger = logging.get_logger(__name__)
 
 
-_NAMED = 10  # rows that are named as unreadable; others are only counted
+_NAMED = 10  # unreadable rows that are named; further ones are only counted
 
 
-class Stream(Rows):
-    """Rows that are read while they are trained on: over and over, each time in another order, for ever.
+class Stream:
+    """Rows that are read during training: again and again, each time in another order, without end.
 
-    There is one row at a time: `stream[position]` is the one whose position `positions` gave last. Unreadable rows are
-    left out and counted.
+    Iterating gives the number of a row and its cells. No two workers or processes share a number. Unreadable rows are
+    left out and counted in `skipped`, by worker. `classes` are class ids by label, as for `Rows`.
 
     Args:
         data: A `datasets.IterableDataset`.
-        columns: The columns, by what they are.
-        classes: Class ids by label.
-        seed: Of the order.
-        buffer: Rows among which the next one is chosen at random. Files are shuffled as well.
+        columns: The columns by what they hold.
+        seed: Seed of the order.
+        buffer: Rows from which the next one is drawn. Files are shuffled as well.
         strict: Refuse unreadable rows instead.
     """
 
-    def __init__(
-        self,
-        data: Any,
-        columns: Mapping[str, str],
-        classes: Mapping[Any, int] | None = None,
-        seed: int = 0,
-        buffer: int = 1000,
-        strict: bool = False,
-    ):
-        super().__init__(data, columns, classes)
-        self.seed, self.buffer, self.strict = seed, buffer, strict
-        self.check: Callable[[str, tuple[Any, ...]], Any] = accept
-        self.position, self.cells = -1, ()
+    def __init__(self, data: Any, columns: Mapping[str, str], seed: int = 0, buffer: int = 1000, strict: bool = False):
+        self.data, self.columns, self.seed, self.buffer, self.strict = data, columns, seed, buffer, strict
+        self.classes: Mapping[Any, int] | None = None
+        self.check: Callable[[str, tuple[Any, ...]], Any] | None = None
         self.divide(0, 1, 1)
 
     def divide(self, process: int, processes: int, workers: int) -> None:
         """From now on give the rows of one of so many processes, each with so many workers."""
         self.process, self.processes, self.workers = process, processes, workers
-        self.skipped = torch.zeros(workers, dtype=torch.int64).share_memory_()  # counted by each worker for itself
+        self.skipped = torch.zeros(workers, dtype=torch.int64).share_memory_()  # each worker counts its own
 
     def shuffled(self, turn: int) -> Any:
-        """The data set in its order of one of its turns, the same in all processes."""
+        """The data set in its order of one turn, which is the same in all processes."""
         (seed,) = np.random.SeedSequence((self.seed, turn)).generate_state(1)
         return self.data.shuffle(seed=int(seed), buffer_size=self.buffer)
 
     def first(self, count: int, shuffled: bool = False) -> Rows:
-        """So many rows of the data set, kept in memory, not yet decoded."""
+        """So many rows of the data set, kept in memory, not decoded."""
         rows = list((self.shuffled(0) if shuffled else self.data).take(count))
         if not rows:
             raise ValueError("The stream is empty.")
         data = require("datasets").Dataset.from_list(rows, features=self.data.features)
         return Rows(data, self.columns, self.classes)
 
-    def __getitem__(self, row: int) -> tuple[Any, ...]:
-        if row != self.position:
-            raise IndexError(f"A stream has one row at a time, now {self.position}, not {row}.")
-        return self.cells
-
-    def positions(self) -> Iterator[int]:
-        """The positions of all readable rows of this worker, for ever; no two workers or processes share one."""
+    def __iter__(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         split = require("datasets.distributed").split_dataset_by_node
-        worker = get_worker_info()
-        index = worker.id if worker is not None else 0
+        index = getattr(get_worker_info(), "id", 0)
         step = self.processes * self.workers
-        position = self.process * self.workers + index - step
+        number = self.process * self.workers + index - step
         for turn in itertools.count():
             seen = kept = 0
             for values in split(self.shuffled(turn), self.process, self.processes):
-                seen, position = seen + 1, position + step
-                paths = [value["path"] for value in values.values() if isinstance(value, dict) and value.get("path")]
-                name = paths[-1] if paths else f"row {seen} of the stream"
+                seen, number = seen + 1, number + step
+                name = row_name(values, f"row {seen} of the stream")
                 try:
-                    self.cells = self.read(values, name)
+                    cells = read_row(values, self.columns, self.classes, name)
                 except UnreadableError as error:
-                    self._skip(error, index)
+                    if self.strict:
+                        raise
+                    self.skipped[index] += 1
+                    if self.skipped[index] <= _NAMED:
+                        logger.warning(f"Skipped a row. {error}")
                     continue
-                self.check(name, self.cells)
-                self.position, kept = position, kept + 1
-                yield position
+                if self.check is not None:
+                    self.check(name, cells)
+                kept += 1
+                yield number, cells
             if not seen:
                 return  # there are fewer files than workers
             if not kept:
                 raise ValueError(f"None of {seen} rows can be read, nor any other of this turn.")
-
-    def _skip(self, error: UnreadableError, worker: int) -> None:
-        if self.strict:
-            raise error
-        self.skipped[worker] += 1
-        if self.skipped[worker] <= _NAMED:
-            logger.warning(f"Skipped a row. {error}")
-
-
-def as_rows(
-    part: Any,
-    columns: Mapping[str, str],
-    arguments: "DataArguments",
-    seed: int,
-    classes: Mapping[Any, int] | None = None,
-) -> Any:
-    """The rows of a part: `Rows`, or a `Stream` where it is read while it is trained on."""
-    if hasattr(part, "select"):
-        return Rows(part, columns, classes)
-    return Stream(part, columns, classes, seed, arguments.shuffle_buffer, arguments.strict)

@@ -4,25 +4,15 @@
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
-from transformers.utils import logging
-
-
-logger = logging.get_logger(__name__)
 
 
 def hand_over(batch: torch.Tensor) -> torch.Tensor | np.ndarray:
-    """A batch as a loader's worker should return it: in shared memory, or where that is full, as an array.
+    """Make a CPU batch ready to leave a loader's worker: in shared memory, or if that is full, as an array.
 
-    An array goes through a pipe, which takes longer. torch itself would try shared memory only after the worker has
-    let go of the batch, where the error is lost and the main process waits for ever: in a container, which has 64 MB
-    unless somebody says otherwise, with the third batch.
-
-    Args:
-        batch: On the CPU. Outside of a worker it is returned as it is.
-
-    Returns:
-        The same values; `torch.as_tensor` makes a tensor of either. The loader needs a `collate_fn`: its default makes
-        tensors of arrays, in the worker.
+    An array goes through a pipe, which takes longer. torch alone would move the batch to shared memory only after the
+    worker has let go of it. If that fails, the error is lost and the main process waits for ever; containers have
+    64 MB by default, which the third batch fills. Outside a worker the batch stays as it is. `torch.as_tensor` makes a
+    tensor of either. Give the loader a `collate_fn`: its default makes tensors of arrays inside the worker.
     """
     if get_worker_info() is None:
         return batch

@@ -75,6 +75,22 @@ class EupeTargetsMixin(BaseImageProcessor):
         options = self._standardize_kwargs(**{**own, **options})
         return [(rows.size, columns.size) for rows, columns in _place(sizes, **options)]
 
+    def place_boxes(
+        self, boxes: torch.Tensor, class_labels: torch.Tensor, size: tuple[int, int], **options: Any
+    ) -> dict[str, torch.Tensor]:
+        """Gives `class_labels` and `boxes` as a call makes them of `annotations`.
+
+        Args:
+            boxes: (N, 4), float64: left, top, right and bottom in pixels, clipped to the upright image.
+            class_labels: (N,), int64.
+            size: Height and width of the image in pixels.
+            **options: As a call takes them.
+        """
+        own = {name: getattr(self, name) for name in self._valid_kwargs_names}
+        ((rows, columns),) = _place([size], **self._standardize_kwargs(**{**own, **options}))
+        placed = _Objects(0, class_labels, boxes, torch.zeros(len(boxes), dtype=boxes.dtype)).place(rows, columns)
+        return {key: placed[key] for key in ("class_labels", "boxes")}
+
     def _preprocess_image_like_inputs(
         self, images: Any, segmentation_maps: Any = None, annotations: Any = None, **kwargs: Any
     ) -> BatchFeature:

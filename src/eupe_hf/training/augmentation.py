@@ -23,23 +23,21 @@ _CROPS: dict[str, dict[str, Any]] = {
 
 
 class Augmentation:
-    """Crops, mirrors and recolours an image, and its mask, depth map or boxes with it.
+    """Crops, mirrors and recolours an image together with its mask, depth map or boxes.
 
-    From albumentations, the only one of the libraries weighed that does all of this on numpy images: torchvision's v2
-    transforms need torchvision, which is optional here; kornia works on batches of float tensors, and is meant for
-    GPUs. Masks and depth maps take the value of the nearest pixel, so that no class and no depth arises that was not
-    there.
+    albumentations does all of this on numpy images. torchvision is optional here, and kornia works on batches of float
+    tensors. Masks and depth maps take the value of the nearest pixel, so they get no class or depth in between.
 
     Args:
         size: Side of the result in pixels.
-        scale: With `crop="area"` the share of the image that is cut out; with `crop="side"` the short side of the
-            resized image as a multiple of `size`, and a square is cut out of it, padded where it is smaller; with
-            `crop="window"` the same of an image that is squashed to a square first, as at evaluation.
+        scale: With `crop="area"`, the share of the image to cut out. With `crop="side"`, the short side of the resized
+            image as a multiple of `size`; a square is cut out of it, padded if it is smaller. `crop="window"` does
+            the same, but resizes the image to a square, as for evaluation.
         crop: "area", "side" or "window".
-        flip: Probability of a mirrored image.
+        flip: Probability of mirroring.
         colour: Largest relative change of brightness, contrast and saturation; hue changes by 0.4 of it.
-        fill: Value of a mask where there is no image.
-        boxes: Whether there will be boxes.
+        fill: Value of a mask outside the image.
+        boxes: Whether samples have boxes.
 
     Example:
 
@@ -67,7 +65,7 @@ class Augmentation:
     ):
         if crop not in ("area", "side", "window"):
             raise ValueError(f"crop must be 'area', 'side' or 'window', got {crop!r}.")
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for a newer one
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
         try:
             library, cv2 = importlib.import_module("albumentations"), importlib.import_module("cv2")
         except ImportError as error:
@@ -77,36 +75,34 @@ class Augmentation:
             steps = [library.RandomResizedCrop((size, size), scale=scale, **resized)]
         else:
             sides = sorted({max(1, round(size * factor)) for factor in np.geomspace(*scale, 33)})
-            squashed = [library.Resize(side, side, **resized) for side in sides]
+            squares = [library.Resize(side, side, **resized) for side in sides]
             steps = [
-                library.SmallestMaxSize(max_size=sides, **resized) if crop == "side" else library.OneOf(squashed, p=1),
+                library.SmallestMaxSize(max_size=sides, **resized) if crop == "side" else library.OneOf(squares, p=1),
                 library.PadIfNeeded(size, size, fill_mask=fill, border_mode=cv2.BORDER_CONSTANT),
                 library.RandomCrop(size, size),
             ]
         steps.append(library.HorizontalFlip(p=flip))
         if colour:
-            steps.append(
-                library.ColorJitter(*[(max(0.0, 1 - colour), 1 + colour)] * 3, (-0.4 * colour, 0.4 * colour), p=1)
-            )
+            span = (max(0.0, 1 - colour), 1 + colour)
+            steps.append(library.ColorJitter(span, span, span, (-0.4 * colour, 0.4 * colour), p=1))
         boxed = library.BboxParams("pascal_voc", label_fields=["box_index"], min_visibility=0.1, clip=True)
         self.steps = library.Compose(steps, bbox_params=boxed if boxes else None)
 
     def __call__(self, sample: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Augment one sample; the same seed gives the same result, in whichever process.
+        """Augment one sample; the same seed gives the same result in every process.
 
         Args:
             sample: `image`, (3, H, W), uint8 or float on [0, 1]; perhaps `mask`, (H, W), of class ids or metres;
                 perhaps `boxes`, (N, 4), left, top, right, bottom in pixels, with `box_labels` (N,). Boxes of which
-                less than a tenth is left are dropped. What else there is stays as it is.
+                less than a tenth is left are dropped. Other keys stay as they are.
             seed: Decides everything random.
 
         Returns:
-            The same keys, in the same dtypes.
+            The same keys, with the same dtypes.
         """
         self.steps.set_random_seed(seed)
         given: dict[str, Any] = {"image": np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy())}
-        if "mask" in sample:
-            # OpenCV resizes no int64; float32 has every class id and every depth
+        if "mask" in sample:  # OpenCV does not resize int64; float32 holds every class id and depth
             given["mask"] = sample["mask"].to(torch.float32).numpy()
         if "boxes" in sample:
             given |= {"bboxes": sample["boxes"].numpy(), "box_index": np.arange(len(sample["boxes"]))}
@@ -115,21 +111,20 @@ class Augmentation:
         if "mask" in sample:
             result["mask"] = torch.from_numpy(np.ascontiguousarray(made["mask"])).to(sample["mask"].dtype)
         if "boxes" in sample:
-            kept = torch.as_tensor(np.asarray(made["box_index"]), dtype=torch.int64)
             result["boxes"] = torch.as_tensor(np.asarray(made["bboxes"])).reshape(-1, 4).to(sample["boxes"].dtype)
-            result["box_labels"] = sample["box_labels"][kept]
+            result["box_labels"] = sample["box_labels"][torch.as_tensor(made["box_index"], dtype=torch.int64)]
         return result
 
 
 def training_augmentation(
-    task: str, arguments: "InputArguments", side: int | None = None, **options: Any
+    task: str, arguments: InputArguments, side: int | None = None, **options: Any
 ) -> Augmentation | None:
     """The augmentation of a task's recipe; `None` with `--no_augment`.
 
     Args:
         task: "classification", "segmentation", "depth" or "detection".
         arguments: Options of the run.
-        side: Of the result in pixels, cut out of an image of `--size`; by default `--size` itself.
+        side: Side of the result in pixels, cut out of an image of `--size`; by default `--size` itself.
         **options: Other arguments of `Augmentation`.
     """
     if not arguments.augment:

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Training images and their targets as the Trainer takes them."""
+"""Training images and their targets in the form that the Trainer takes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,30 +9,28 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers.image_processing_utils import BaseImageProcessor
 
-from eupe_hf.data.rows import Rows
 from eupe_hf.data.streams import Stream
 
 from .augmentation import Augmentation
 
 
 class TrainingRows(Dataset):
-    """Rows as the Trainer wants them: `pixel_values` (3, size, size) and `labels`.
+    """Rows in the form that the Trainer takes: `pixel_values` (3, size, size) and `labels`.
 
-    What is random about a row depends on the seed, the epoch and the row alone, so that neither the number of worker
-    processes nor a resumed run changes it. Numbers beyond the last row begin again, with other augmentation: so the
-    rows can be gone through more than once in an epoch.
+    What is random about a row depends only on the seed, the epoch and its number, not on workers or on a resumed run.
+    Numbers beyond the last row start over, augmented differently: an epoch can go through the rows more than once.
 
     Args:
-        rows: Images and targets.
+        rows: Images and targets: `Rows`, or a `Stream`, which `StreamedRows` iterates.
         processor: The image processor. Its size is that of the evaluation, and of training without augmentation.
-        target: "class" or "mask", what the label is. Subclasses for other targets override `read` or `encode`.
+        target: "class" or "mask", the kind of label. Subclasses for other targets override `read` or `encode`.
         augmentation: For training.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Any,
         processor: BaseImageProcessor,
         target: str,
         augmentation: Augmentation | None = None,
@@ -46,46 +44,49 @@ class TrainingRows(Dataset):
 
     @property
     def count(self) -> str:
-        """How many there are, in words."""
+        """The number of rows in words."""
         return "streamed" if isinstance(self.rows, Stream) else str(len(self))
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[row] for row in range(len(self)))
 
     def set_epoch(self, epoch: int) -> None:
-        """From now on augment as in this epoch."""
+        """From now on augment for this epoch."""
         self.epoch.fill_(epoch)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        sample = self.read(row if isinstance(self.rows, Stream) else row % len(self))
+        return self.make(row, self.rows[row % len(self)])
+
+    def make(self, number: int, cells: tuple[Any, ...]) -> dict[str, Any]:
+        """What the model takes, from the cells of the row with this number."""
+        sample = self.read(cells)
         if self.augmentation is not None:
-            (seed,) = np.random.SeedSequence((self.seed, int(self.epoch), row)).generate_state(1)
+            (seed,) = np.random.SeedSequence((self.seed, int(self.epoch), number)).generate_state(1)
+            sample["image"] = self.processor.process_image(sample["image"])
             sample = self.augmentation(sample, int(seed))
         return self.encode(sample)
 
-    def read(self, row: int) -> dict[str, Any]:
-        """A row as the augmentation takes it: the image as a tensor (3, H, W), and the target."""
-        sample = dict(zip(("image", self.target), self.rows[row], strict=True))
-        sample["image"] = self.processor.process_image(sample["image"])
-        return sample
+    def read(self, cells: tuple[Any, ...]) -> dict[str, Any]:
+        """The image and the target by name."""
+        return dict(zip(("image", self.target), cells, strict=True))
 
     def encode(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """From an augmented sample to what the model takes."""
-        maps = [sample["mask"]] if self.target == "mask" else None
-        inputs = self.processor([sample["image"]], segmentation_maps=maps, return_tensors="pt")
-        labels = torch.tensor(sample["class"]) if maps is None else inputs["labels"][0]
-        return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
+        """What the model takes, from a sample whose image is a PIL image or, after augmentation, a tensor."""
+        if self.target != "mask":
+            return {"pixel_values": self.pixels(sample["image"]), "labels": torch.tensor(sample[self.target])}
+        inputs = self.processor([sample["image"]], segmentation_maps=[sample["mask"]], return_tensors="pt")
+        return {"pixel_values": inputs["pixel_values"][0], "labels": inputs["labels"][0]}
+
+    def pixels(self, image: Any, **options: Any) -> torch.Tensor:
+        """The `pixel_values` (3, height, width) of one image."""
+        return self.processor([image], return_tensors="pt", **options)["pixel_values"][0]
 
 
 class StreamedRows(IterableDataset):
-    """`TrainingRows` of a stream, one after another, as the Trainer takes them.
-
-    Args:
-        rows: Made from a `Stream`.
-    """
+    """`TrainingRows` of a `Stream`, one after another."""
 
     def __init__(self, rows: TrainingRows):
         self.rows, self.stream = rows, rows.rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self.rows[position] for position in self.stream.positions())
+        return (self.rows.make(number, cells) for number, cells in self.stream)

@@ -1,17 +1,14 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Image classification: one class per image."""
 
-from typing import Any
-
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from eupe_hf.data.checks import readable
 from eupe_hf.data.folders import check_class_folders
-from eupe_hf.data.options import DataArguments, check_named
+from eupe_hf.data.options import DataArguments
 from eupe_hf.data.rows import Classes
-from eupe_hf.data.splits import TaskData, load_splits, read_names
-from eupe_hf.data.streams import as_rows
+from eupe_hf.data.splits import TaskData, given_names, load_splits, names_by_label
 from eupe_hf.evaluation.metrics import ClassificationMetrics
 from eupe_hf.training.augmentation import training_augmentation
 from eupe_hf.training.rows import TrainingRows
@@ -38,31 +35,22 @@ def load_classification(arguments: DataArguments, seed: int) -> TaskData:
     check_class_folders(arguments.dataset)
     columns = {"image": arguments.image_column, "label": arguments.label_column}
     train, evaluation, split = load_splits(arguments, columns, seed, classes=True)
-    feature = train.features[arguments.label_column]
-    given = read_names(arguments.labels) if arguments.labels else getattr(feature, "names", None)
-    values = (evaluation if arguments.streaming else train)[arguments.label_column]
-    if given is None:
-        check_named(arguments)
-    if given is None or isinstance(values[0], str):
-        known: list[Any] = sorted({value for value in values if value is not None})
-        names = [str(value) for value in known] if given is None else given
-        if given is not None:
-            known = list(given)
-    else:
-        names, known = list(given), list(range(len(given)))
+    given = given_names(arguments, train.data.features[arguments.label_column])
+    values = (evaluation if arguments.streaming else train).data[arguments.label_column]
+    names = names_by_label(given, {value for value in values if value is not None})
     if len(names) < 2:
         raise ValueError(f"The data set {arguments.dataset} has {len(names)} class: a classifier needs at least two.")
-    classes = Classes({value: i for i, value in enumerate(known)})
+    classes = Classes({value: i for i, value in enumerate(names)})
     for what, part in (("training", train), ("evaluation", evaluation)):
         if arguments.streaming and what == "training":
             continue  # there each row is looked at when it comes
-        for row, value in enumerate(part[arguments.label_column]):
+        for row, value in enumerate(part.data[arguments.label_column]):
             if value not in classes:
                 raise ValueError(f"Row {row} of the {what} part has {classes.beyond(value)}")
-    parts = [as_rows(part, columns, arguments, seed, classes) for part in (train, evaluation)]
+    train.classes = evaluation.classes = classes
     if arguments.check:
-        parts = [readable(part, arguments.strict)[0] for part in parts]
-    return TaskData(parts[0], parts[1], names, split)
+        train, evaluation = (readable(part, arguments.strict)[0] for part in (train, evaluation))
+    return TaskData(train, evaluation, list(names.values()), split)
 
 
 class ClassificationTask(RecipeTask):

@@ -13,7 +13,6 @@ from transformers.utils import logging
 from eupe_hf.data.checks import check_map_size, readable
 from eupe_hf.data.options import DataArguments
 from eupe_hf.data.splits import TaskData, load_splits
-from eupe_hf.data.streams import as_rows
 from eupe_hf.evaluation.metrics import DepthMetrics
 from eupe_hf.models.modeling_eupe_head import resize
 from eupe_hf.training.augmentation import training_augmentation
@@ -84,8 +83,7 @@ def load_depth(arguments: DepthDataArguments, seed: int) -> TaskData:
     columns = {"image": arguments.image_column, "label": arguments.label_column}
     train, evaluation, split = load_splits(arguments, columns, seed, targets="depth")
     parts = []
-    for what, part in (("training", train), ("evaluation", evaluation)):
-        rows = as_rows(part, columns, arguments, seed)
+    for what, rows in (("training", train), ("evaluation", evaluation)):
         if arguments.check:
             rows, found = readable(rows, arguments.strict, partial(_check_depth, arguments=arguments))
             _check_unit(found, what, arguments)
@@ -152,11 +150,10 @@ class DepthRows(TrainingRows):
     def encode(self, sample: dict[str, Any]) -> dict[str, Any]:
         """From a sample to `pixel_values`, and metres from the nearest pixel: no depth that was not there."""
         options = {} if self.augmentation is None else {"do_resize": False}
-        inputs = self.processor([sample["image"]], return_tensors="pt", **options)
+        pixel_values = self.pixels(sample["image"], **options)
         metres = sample["mask"].float() / self.depth_scale
-        size = inputs["pixel_values"].shape[2:]
-        labels = functional.interpolate(metres[None, None], size, mode="nearest-exact")[0, 0]
-        return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
+        labels = functional.interpolate(metres[None, None], pixel_values.shape[1:], mode="nearest-exact")[0, 0]
+        return {"pixel_values": pixel_values, "labels": labels}
 
 
 class BatchDepthMetrics(DepthMetrics):

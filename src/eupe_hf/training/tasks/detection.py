@@ -1,25 +1,22 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Object detection: boxes with a class each."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import PIL.ImageOps
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import center_to_corners_format
 from transformers.utils import logging
 
+from eupe_hf.data.boxes import category_names, count_boxes, read_objects, report_boxes
 from eupe_hf.data.checks import readable
-from eupe_hf.data.coco import is_coco_folder, load_coco
-from eupe_hf.data.options import DataArguments, check_named
-from eupe_hf.data.rows import Classes, Rows
-from eupe_hf.data.splits import TaskData, load_splits, read_names
-from eupe_hf.data.streams import as_rows
+from eupe_hf.data.options import DataArguments
+from eupe_hf.data.rows import Classes, image_size
+from eupe_hf.data.splits import TaskData, load_splits
 from eupe_hf.evaluation.metrics import average_precision
 from eupe_hf.extras import require
 from eupe_hf.models.modeling_eupe_detection import EupeObjectDetectionOutput
@@ -50,13 +47,7 @@ DETECTION_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-_CATEGORIES = ("category", "category_id", "label", "labels")  # keys beside `bbox` in data sets of the Hub
-
-
 _FOUND = 100  # detections of an image that count, as in COCO
-
-
-_SMALLEST = 0.1  # pixels: a side of which rounding could leave nothing is none
 
 
 _ABSENT = -100.0  # fills up lists of boxes
@@ -84,129 +75,18 @@ def load_detection(arguments: DetectionDataArguments, seed: int) -> TaskData:
         ValueError: No images, no boxes in one of the parts, categories that have no name or two, and, with `--strict`,
             unreadable files and boxes without an area inside their image.
     """
-    if is_coco_folder(arguments.dataset):
-        train, evaluation, split, names = load_coco(arguments, seed)
-    else:
-        columns = {"image": arguments.image_column, "objects": arguments.label_column}
-        train, evaluation, split = load_splits(arguments, columns, seed)
-        names = _column_names(train, evaluation, arguments)
-    known = Classes({value: index for index, value in enumerate(names)})
+    columns = {"image": arguments.image_column, "objects": arguments.label_column}
+    train, evaluation, split = load_splits(arguments, columns, seed)
+    named = [evaluation] if arguments.streaming else [train, evaluation]
+    names = category_names(named, arguments, train.data.features[arguments.label_column])
+    train.classes = evaluation.classes = Classes({value: index for index, value in enumerate(names)})
     parts = []
-    for what, part in (("training", train), ("evaluation", evaluation)):
-        columns = {"image": arguments.image_column, "objects": arguments.label_column}
-        rows = as_rows(part, columns, arguments, seed, known)
+    for what, rows in (("training", train), ("evaluation", evaluation)):
         if arguments.check:
-            rows, found = readable(rows, arguments.strict, partial(_count, classes=known))
-            _report(found, what, arguments)
+            rows, found = readable(rows, arguments.strict, partial(count_boxes, classes=train.classes))
+            report_boxes(found, what, arguments)
         parts.append(rows)
     return TaskData(parts[0], parts[1], list(names.values()), split)
-
-
-# ---- objects ----
-
-
-def _column_names(train: Any, evaluation: Any, arguments: DetectionDataArguments) -> dict[Any, str]:
-    """Class names by category: those of the data set or of `--labels`, else the categories that occur, in order."""
-    feature = train.features[arguments.label_column]
-    feature = getattr(feature, "feature", feature)  # a list of objects, or an object of lists
-    key = next((key for key in _CATEGORIES if isinstance(feature, Mapping) and key in feature), None)
-    if key is None or "bbox" not in feature:
-        raise ValueError(
-            f"The column {arguments.label_column!r} must have, per image, bbox and category: lists of boxes, left, "
-            f"top, width, height in pixels, and of their categories. It is {feature}."
-        )
-    category = feature[key]
-    category = getattr(category, "feature", category)
-    given = read_names(arguments.labels) if arguments.labels else getattr(category, "names", None)
-    if given is None:
-        check_named(arguments)
-    parts = [evaluation] if arguments.streaming else [train, evaluation]
-    occur = {value for part in parts for value in _categories(part[arguments.label_column])}
-    if given is not None and not any(isinstance(value, str) for value in occur):
-        names: dict[Any, str] = dict(enumerate(given))
-    else:
-        names = {value: str(value) for value in given or sorted(occur)}
-    if beyond := occur - names.keys():
-        raise ValueError(f"There are boxes of the category {min(beyond)!r}, beyond the {len(names)} class names.")
-    return names
-
-
-def _categories(values: Sequence[Any]) -> set[Any]:
-    return {category for value in values for category in _lists(value)[1]}
-
-
-def _lists(value: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Boxes, categories and crowd marks of a cell, which is an object of lists or a list of objects."""
-    if isinstance(value, list):
-        value = {key: [entry[key] for entry in value] for key in (value[0] if value else ())}
-    value = value or {}
-    key = next((key for key in _CATEGORIES if key in value), "category")
-    boxes, categories = value.get("bbox") or [], value.get(key) or []
-    return boxes, categories, value.get("iscrowd") or [0] * len(boxes)
-
-
-def read_objects(
-    value: Any, width: int, height: int, classes: Mapping[Any, int]
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The objects of one image, clipped to it.
-
-    Args:
-        value: `bbox` (left, top, width, height in pixels), `category` and perhaps `iscrowd`, as lists, or a list of
-            dictionaries with these. Crowds are no objects to be found, and are left out.
-        width: Of the image in pixels, upright.
-        height: Of the image in pixels, upright.
-        classes: Class ids by category.
-
-    Returns:
-        Boxes (N, 4) as left, top, right, bottom, class ids (N,), and how many boxes had no area inside the image, or
-        were not finite, and are left out.
-
-    Raises:
-        ValueError: Not one category per box, or boxes that are not four numbers.
-    """
-    boxes, categories, crowds = _lists(value)
-    if len(boxes) != len(categories) or any(len(box) != 4 for box in boxes):
-        raise ValueError(f"there are {len(boxes)} boxes, of four numbers each, and {len(categories)} categories.")
-    kept, labels, skipped = [], [], 0
-    for (left, top, wide, high), category, crowd in zip(boxes, categories, crowds, strict=True):
-        if crowd:
-            continue
-        box = [max(left, 0.0), max(top, 0.0), min(left + wide, width), min(top + high, height)]
-        sides = box[2] - box[0], box[3] - box[1]
-        if all(map(math.isfinite, (left, top, wide, high))) and min(sides) > _SMALLEST:
-            kept.append(box)
-            labels.append(classes[category])
-        else:
-            skipped += 1
-    return torch.tensor(kept, dtype=torch.float64).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64), skipped
-
-
-def _count(name: str, cells: tuple[Any, ...], classes: Mapping[Any, int]) -> tuple[str, int, int]:
-    image, objects = cells
-    width, height = PIL.ImageOps.exif_transpose(image).size
-    try:
-        boxes, _, skipped = read_objects(objects, width, height, classes)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    return name, len(boxes), skipped
-
-
-def _report(found: list[tuple[str, int, int]], what: str, arguments: DetectionDataArguments) -> None:
-    """Refuse a part without boxes, and tell of boxes that are none."""
-    total, skipped = sum(row[1] for row in found), sum(row[2] for row in found)
-    told = ""
-    if skipped:
-        first = next(name for name, _, bad in found if bad)
-        told = (
-            f"{skipped} of {total + skipped} boxes of the {what} part have no area inside their image, the first in "
-            f"{first}: COCO's are left, top, width, height in pixels of the original image."
-        )
-    if not total:
-        raise ValueError(told or f"The {what} part of {arguments.dataset} has {len(found)} images and no box.")
-    if skipped and arguments.strict:
-        raise ValueError(told)
-    if skipped:
-        logger.warning(f"{told} They are skipped.")
 
 
 class DetectionRows(TrainingRows):
@@ -220,27 +100,24 @@ class DetectionRows(TrainingRows):
     """
 
     def __init__(
-        self, rows: Rows, processor: BaseImageProcessor, augmentation: Augmentation | None = None, seed: int = 0
+        self, rows: Any, processor: BaseImageProcessor, augmentation: Augmentation | None = None, seed: int = 0
     ):
         super().__init__(rows, processor, "objects", augmentation, seed)
 
-    def read(self, row: int) -> dict[str, Any]:
-        """The image (3, H, W) with `boxes` (N, 4), left, top, right, bottom in pixels, and `box_labels` (N,)."""
-        sample = super().read(row)
-        height, width = sample["image"].shape[1:]
-        boxes, labels, _ = read_objects(sample.pop("objects"), width, height, self.rows.classes or {})
-        return {**sample, "boxes": boxes, "box_labels": labels}
+    def read(self, cells: tuple[Any, ...]) -> dict[str, Any]:
+        """The image with `boxes` (N, 4), left, top, right, bottom in pixels, and `box_labels` (N,)."""
+        image, objects = cells
+        height, width = image_size(image)
+        boxes, labels, _ = read_objects(objects, width, height, self.rows.classes or {})
+        return {"image": image, "boxes": boxes, "box_labels": labels}
 
     def encode(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """From an augmented sample to what the model takes."""
-        boxes = sample["boxes"].clone()
-        boxes[:, 2:] -= boxes[:, :2]
-        pairs = zip(boxes.tolist(), sample["box_labels"].tolist(), strict=True)
-        objects = [{"bbox": box, "category_id": label} for box, label in pairs]
-        annotations = [{"image_id": 0, "annotations": objects}]
-        inputs = self.processor([sample["image"]], annotations=annotations, return_tensors="pt")
-        labels = {key: inputs["labels"][0][key] for key in ("class_labels", "boxes")}
-        return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
+        """From a sample to what the model takes."""
+        start, end = sample["boxes"].split(2, dim=1)
+        # rounded as left + width, like COCO's boxes, so that labels do not depend on where boxes come from
+        boxes = torch.cat([start, start + (end - start)], dim=1)
+        labels = self.processor.place_boxes(boxes, sample["box_labels"], image_size(sample["image"]))
+        return {"pixel_values": self.pixels(sample["image"]), "labels": labels}
 
 
 def collate_objects(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from eupe_hf.data.checks import check_map_size, readable
-from eupe_hf.data.options import DataArguments, check_named
-from eupe_hf.data.splits import TaskData, load_splits, read_names
-from eupe_hf.data.streams import as_rows
+from eupe_hf.data.options import DataArguments
+from eupe_hf.data.splits import TaskData, given_names, load_splits
 from eupe_hf.evaluation.metrics import SegmentationMetrics
 from eupe_hf.training.augmentation import training_augmentation
 from eupe_hf.training.rows import TrainingRows
@@ -47,12 +46,10 @@ def load_segmentation(arguments: DataArguments, seed: int, reduce_labels: bool =
     """
     columns = {"image": arguments.image_column, "label": arguments.label_column}
     train, evaluation, split = load_splits(arguments, columns, seed)
-    names = read_names(arguments.labels) if arguments.labels else None
-    if names is None:
-        check_named(arguments)
+    names = given_names(arguments)
     parts, highest = [], -1
-    for part in (train, evaluation):
-        rows, found = as_rows(part, columns, arguments, seed), list[int]()
+    for rows in (train, evaluation):
+        found = list[int]()
         if arguments.check or names is None:
             check = partial(check_map, reduce_labels=reduce_labels, names=names)
             rows, found = readable(rows, arguments.strict, check)

@@ -1,0 +1,115 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Boxes of objects: read once from the form that data sets have, COCO's, into corners in pixels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .options import DataArguments
+from .rows import Rows, image_size
+from .splits import given_names, names_by_label
+
+
+logger = logging.get_logger(__name__)
+
+
+_CATEGORIES = ("category", "category_id", "label", "labels")  # keys beside `bbox` in data sets of the Hub
+_SMALLEST = 0.1  # pixels: rounding could leave nothing of a shorter side
+
+
+def read_objects(
+    value: Any, width: int, height: int, classes: Mapping[Any, int]
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Read the objects of one image, and clip them to it.
+
+    Args:
+        value: `bbox` (left, top, width, height in pixels), `category` and perhaps `iscrowd`, as lists, or a list of
+            dictionaries with these. Crowds are left out.
+        width: Width of the upright image in pixels.
+        height: Height of the upright image in pixels.
+        classes: Class ids by category.
+
+    Returns:
+        Boxes (N, 4), float64: left, top, right, bottom in pixels; class ids (N,); and how many boxes are left out
+        because they are not finite or have no area inside the image.
+
+    Raises:
+        ValueError: There is not one category per box, or a box is not four numbers.
+    """
+    boxes, categories, crowds = _lists(value)
+    if not len(boxes) == len(categories) == len(crowds) or any(len(box) != 4 for box in boxes):
+        counts = f"{len(categories)} categories and {len(crowds)} crowd marks"
+        raise ValueError(f"there are {len(boxes)} boxes, of four numbers each, and {counts}.")
+    given = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    corners = torch.cat([given[:, :2], given[:, :2] + given[:, 2:]], dim=1)
+    corners = corners.clamp(min=0).minimum(corners.new_tensor([width, height] * 2))
+    is_single = ~torch.tensor(crowds, dtype=torch.bool)
+    is_box = given.isfinite().all(dim=1) & (corners[:, 2:] - corners[:, :2] > _SMALLEST).all(dim=1)
+    kept = is_single & is_box
+    labels = [classes[category] for category, is_kept in zip(categories, kept.tolist(), strict=True) if is_kept]
+    return corners[kept], torch.tensor(labels, dtype=torch.int64), int((is_single & ~is_box).sum())
+
+
+def _lists(value: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Boxes, categories and crowd marks of a cell, which is an object of lists or a list of objects."""
+    if isinstance(value, list):
+        value = {key: [entry[key] for entry in value] for key in (value[0] if value else ())}
+    value = value or {}
+    key = next((key for key in _CATEGORIES if key in value), "category")
+    boxes, categories = value.get("bbox") or [], value.get(key) or []
+    crowds = value.get("iscrowd") or [0] * len(boxes)
+    return boxes, categories, [bool(crowd) for crowd in crowds]
+
+
+def category_names(parts: Sequence[Rows], arguments: DataArguments, feature: Any) -> dict[Any, str]:
+    """Class names by category: of `--labels` or of the data set, otherwise the categories of `parts`, in order.
+
+    `feature` is the feature of the column with the objects.
+
+    Raises:
+        ValueError: The column has no boxes and categories, or a category is beyond the names.
+    """
+    feature = getattr(feature, "feature", feature)  # a list of objects, or an object of lists
+    key = next((key for key in _CATEGORIES if isinstance(feature, Mapping) and key in feature), None)
+    if key is None or "bbox" not in feature:
+        raise ValueError(
+            f"The column {arguments.label_column!r} must have, per image, bbox and category: lists of boxes, left, "
+            f"top, width, height in pixels, and of their categories. It is {feature}."
+        )
+    given = given_names(arguments, getattr(feature[key], "feature", feature[key]))
+    cells = (cell for part in parts for cell in part.data[arguments.label_column])
+    occur = {category for cell in cells for category in _lists(cell)[1]}
+    names = names_by_label(given, occur)
+    if beyond := occur - names.keys():
+        raise ValueError(f"There are boxes of the category {min(beyond)!r}, beyond the {len(names)} class names.")
+    return names
+
+
+def count_boxes(name: str, cells: tuple[Any, ...], classes: Mapping[Any, int]) -> tuple[str, int, int]:
+    """A check for `readable`: the name of a row, how many boxes it has, and how many `read_objects` leaves out."""
+    image, objects = cells
+    height, width = image_size(image)
+    try:
+        boxes, _, skipped = read_objects(objects, width, height, classes)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return name, len(boxes), skipped
+
+
+def report_boxes(found: list[tuple[str, int, int]], what: str, arguments: DataArguments) -> None:
+    """Refuse a part without boxes; warn of boxes that are left out, or refuse them with `--strict`."""
+    total, skipped = sum(row[1] for row in found), sum(row[2] for row in found)
+    if not skipped:
+        if not total:
+            raise ValueError(f"The {what} part of {arguments.dataset} has {len(found)} images and no box.")
+        return
+    first = next(name for name, _, bad in found if bad)
+    problem = (
+        f"{skipped} of {total + skipped} boxes of the {what} part have no area inside their image, the first in "
+        f"{first}: COCO's are left, top, width, height in pixels of the original image."
+    )
+    if arguments.strict or not total:
+        raise ValueError(problem)
+    logger.warning(f"{problem} They are skipped.")

@@ -1,0 +1,168 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Rows of data sets: images, labels and maps, and the checks before the first step."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from eupe_hf.data.checks import check_map_size, readable, skip
+from eupe_hf.data.rows import Classes, Rows, UnreadableError, image_size, read_image, row_name
+from eupe_hf.data.streams import Stream
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> dict[str, Any]:
+    file = io.BytesIO()
+    if kind == "NPY":
+        np.save(file, pixels)
+    else:
+        Image.fromarray(pixels).save(file, kind)
+    return {"bytes": file.getvalue(), "path": f"map.{kind.lower()}"}
+
+
+def test_cells_have_the_types_of_their_columns() -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    depth = np.linspace(0, 9, 12, dtype=">f4").reshape(3, 4)
+    row = {"a": encoded(pixels), "b": encoded(pixels), "c": encoded(depth, "NPY"), "d": [[1, 2]], "e": [1, None]}
+    image, mask, metres, listed, points = Rows(
+        [row], {"image": "a", "label": "b", "depth": "c", "map": "d", "points": "e"}
+    )[0]
+    assert np.array_equal(image, pixels) and isinstance(image, Image.Image)
+    assert mask.dtype == torch.uint8 and mask.tolist() == pixels.tolist()
+    assert metres.dtype == torch.float32 and metres.tolist() == depth.tolist()
+    assert listed.dtype == points.dtype == torch.float64 and listed.tolist() == [[1, 2]]
+    assert points[0] == 1 and points[1].isnan()
+    assert Rows([{"d": [[1, 2]]}], {"label": "d"})[0][0].dtype == torch.int64
+    value = {"bbox": [[0, 0, 1, 1]]}
+    assert Rows([{"o": value}], {"objects": "o"})[0] == (value,)
+
+
+def test_labels_become_class_ids_and_unknown_ones_are_named() -> None:
+    rows = Rows([{"label": "b"}, {"label": "z"}], {"label": "label"}, Classes({"a": 0, "b": 1}))
+    assert rows[0] == (1,)
+    with pytest.raises(ValueError, match=r"^A row has the label 'z', which is beyond the 2 classes: 'a', 'b'\.$"):
+        rows[1]
+    many = Classes({i: i for i in range(9)})
+    assert many.beyond(9) == "the label 9, which is beyond the 9 classes: 0, 1, 2, ..., 8."
+    with pytest.raises(IndexError):
+        rows[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"bytes": b"no picture", "path": "a.png"}, r"Row 0, 'x' \(a\.png\) cannot be read: "),
+        ({"bytes": None, "path": "nowhere.png"}, r"Row 0, 'x' \(nowhere\.png\) cannot be read: "),
+        ({"bytes": b"no picture", "path": None}, r"Row 0, 'x' \(no file name\) cannot be read: "),
+        ({"bytes": b"no array", "path": "a.npy"}, r"Row 0, 'x' \(a\.npy\) cannot be read: "),
+        ([["a"]], "Row 0, 'x' is not an array of numbers: "),
+    ],
+)
+def test_unreadable_cells_are_named(value: Any, words: str) -> None:
+    with pytest.raises(UnreadableError, match=words):
+        Rows([{"x": value}], {"map": "x"})[0]
+
+
+def test_cells_that_are_not_images_are_named() -> None:
+    with pytest.raises(UnreadableError, match="The image is not an image but of type str"):
+        read_image("a.png", "The image")
+
+
+def test_rows_are_named_by_their_last_file() -> None:
+    assert row_name({"image": {"path": "a.png"}, "mask": {"path": "b.png"}, "label": 1}, "row 3") == "b.png"
+    assert row_name({"image": {"path": None, "bytes": b""}, "label": 1}, "row 3") == "row 3"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_upright_images(orientation: int) -> None:
+    image = Image.new("L", (4, 3))
+    image.getexif()[0x0112] = orientation
+    assert image_size(image) == ImageOps.exif_transpose(image).size[::-1]
+    height, width = image_size(image)
+    check_map_size("a.png", "mask", image, torch.zeros(height, width))
+    with pytest.raises(ValueError, match=rf"a\.png: the mask is {height} x {width} pixels and its image {width} x"):
+        check_map_size("a.png", "mask", image, torch.zeros(width, height))
+    assert image_size(torch.zeros(3, 5, 7)) == (5, 7)
+
+
+# ---- checks ----
+
+
+def rows_of(*pixels: int | None) -> Rows:
+    values = [
+        {"bytes": b"no picture", "path": f"{i}.png"} if value is None else encoded(np.full((2, 2), value, np.uint8))
+        for i, value in enumerate(pixels)
+    ]
+    return Rows(datasets.Dataset.from_list([{"image": value} for value in values]), {"image": "image"})
+
+
+def test_unreadable_rows_are_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    rows, found = readable(
+        rows_of(5, None, 7), strict=False, check=lambda name, cells: (name, cells[0].getpixel((0, 0)))
+    )
+    assert found == [("map.png", 5), ("map.png", 7)] and len(rows) == 2
+    assert "Skipped 1 of 3 rows. Row 1, 'image' (1.png) cannot be read: " in caplog.text
+    same = rows_of(5, 7)
+    assert readable(same, strict=True) == (same, [None, None])
+    with pytest.raises(ValueError, match=r"1 of 3 rows cannot be read\. Row 1, 'image' \(1\.png\)"):
+        readable(rows_of(5, None, 7), strict=True)
+    with pytest.raises(ValueError, match=r"None of 2 rows can be read\. Row 0"):
+        readable(rows_of(None, None), strict=False)
+
+
+def test_what_a_check_raises_is_not_skipped() -> None:
+    def refuse(name: str, cells: Any) -> None:
+        raise ValueError(f"{name} is wrong")
+
+    with pytest.raises(ValueError, match=r"map\.png is wrong"):
+        readable(rows_of(5), strict=False, check=refuse)
+
+
+def test_a_message_names_ten_rows_and_counts_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    problems = [None, *(f"Row {i} is bad." for i in range(1, 13)), None]
+    assert skip(problems, strict=False, use="used") == [0, 13]
+    assert "Skipped 12 of 14 rows." in caplog.text and "And 2 more." in caplog.text
+    assert "Row 10 is bad." in caplog.text and "Row 11 is bad." not in caplog.text
+    assert skip([None, None], strict=True) == [0, 1]
+
+
+# ---- streams ----
+
+
+def stream_of(*pixels: int | None, **options: Any) -> Stream:
+    rows = rows_of(*pixels)
+    return Stream(rows.data.to_iterable_dataset(), rows.columns, **options)
+
+
+def test_rows_of_a_stream_come_with_numbers_that_go_on(tmp_path: Path) -> None:
+    stream = iter(stream_of(5, 7, buffer=1))
+    turns = [next(stream) for _ in range(5)]
+    assert [number for number, _ in turns] == [0, 1, 2, 3, 4]
+    assert [cells[0].getpixel((0, 0)) for _, cells in turns] == [5, 7, 5, 7, 5]
+
+
+def test_unreadable_rows_of_a_stream_keep_their_numbers() -> None:
+    rows = stream_of(5, None, 7, buffer=1)
+    stream = iter(rows)
+    assert [next(stream)[0] for _ in range(4)] == [0, 2, 3, 5] and rows.skipped.tolist() == [2]
+    with pytest.raises(UnreadableError, match=r"0\.png, 'image' \(0\.png\) cannot be read"):
+        list(stream_of(None, strict=True, buffer=1))
+    with pytest.raises(ValueError, match="None of 2 rows can be read, nor any other of this turn"):
+        next(iter(stream_of(None, None)))
+    with pytest.raises(ValueError, match="The stream is empty"):
+        Stream(rows.data.filter(lambda row: False), rows.columns).first(3)
+
+
+def test_first_rows_of_a_stream_are_checked_and_the_others_when_they_come() -> None:
+    rows = stream_of(*range(70), buffer=1)
+    checked: list[int] = []
+    same, found = readable(rows, strict=False, check=lambda _, cells: checked.append(cells[0].getpixel((0, 0))))
+    assert same is rows and sorted(checked) == list(range(64)) and len(found) == 64
+    checked.clear()
+    next(iter(rows))
+    assert checked == [0]
