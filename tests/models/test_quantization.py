@@ -27,6 +27,7 @@ from eupe_hf.hub import short_names as hub
 from eupe_hf.lora import load_peft_model, lora_config
 from eupe_hf.models.modeling_eupe_adapter import without_heads
 from eupe_hf.training import parse_recipe
+from eupe_hf.training.tasks import ClassificationTask
 
 
 WIDE = {
@@ -195,7 +196,7 @@ def test_what_is_left_out_can_be_chosen(given: list[str] | None) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--mode", "probe"), "--quantize goes with --mode lora"),
+        (("--mode", "probe"), "--quantize requires --mode lora"),
         (("--merge",), "--merge would round the adapter to the quantized weights"),
         ((), "--quantize needs bitsandbytes: pip install bitsandbytes"),
     ],
@@ -207,4 +208,4 @@ def test_quantized_training_that_cannot_be_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     command = ["--dataset", "d", "--output_dir", str(tmp_path / "out"), "--quantize", "4bit", *options]
     with pytest.raises((ImportError, ValueError), match=words):
-        parse_recipe("classification", "", command)
+        parse_recipe(ClassificationTask, "", command)

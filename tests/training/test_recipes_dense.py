@@ -69,7 +69,7 @@ def run(tmp_path: Path, material: Path, capsys: pytest.CaptureFixture[str]) -> R
         main = runpy.run_path(str(ROOT / "examples" / f"finetune_lora_{task}.py"))["main"]
         folder = tmp_path / output
         usual = {
-            "--dataset": material / {"depth": "rooms", "detection": "shapes"}[task], "--encoder": material / family,
+            "--dataset": material / {"depth": "rooms", "detection": "shapes"}[task], "--model": material / family,
             "--output_dir": folder, "--size": 64, "--per_device_train_batch_size": 6, "--dataloader_num_workers": 0,
             "--logging_steps": 1, "--disable_tqdm": True, "--use_cpu": True,
         }  # fmt: skip
@@ -118,7 +118,9 @@ def test_depth_learns_and_reloads_exactly(run: Run, material: Path, evaluated: l
     assert {"adapter_model.safetensors", "curve.png", "README.md"} <= {file.name for file in folder.iterdir()}
     model = AutoModelForDepthEstimation.from_pretrained(folder)
     assert isinstance(model, EupeForDepthEstimation) and model.config.max_depth == 8
-    assert torch.equal(reloaded_depth(model, material, folder), torch.cat(evaluated))
+    assert torch.equal(
+        reloaded_depth(model, material, folder), torch.cat([output.predicted_depth for output in evaluated])
+    )
     depth = pipeline("depth-estimation", model=str(folder))(Image.new("RGB", (50, 40), (190, 190, 190)))
     assert depth["predicted_depth"].shape == (40, 50)
 
@@ -136,7 +138,9 @@ def test_merged_depth_model_is_an_ordinary_one(run: Run, material: Path, evaluat
     assert (folder / "model.safetensors").is_file() and not (folder / "adapter_config.json").exists()
     model = EupeForDepthEstimation.from_pretrained(folder)
     assert not any("lora" in name for name, _ in model.named_parameters())
-    assert torch.equal(reloaded_depth(model, material, folder), torch.cat(evaluated))
+    assert torch.equal(
+        reloaded_depth(model, material, folder), torch.cat([output.predicted_depth for output in evaluated])
+    )
 
 
 def test_resumed_depth_run_ends_where_an_unbroken_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +262,9 @@ def reloaded_objects(model: torch.nn.Module, material: Path, folder: Path) -> tu
 
 
 def assert_reloads(model: torch.nn.Module, material: Path, folder: Path, evaluated: list[Any]) -> None:
-    for found, parts in zip(reloaded_objects(model, material, folder), zip(*evaluated, strict=True), strict=True):
-        assert torch.equal(found, torch.cat(parts))
+    logits, boxes = reloaded_objects(model, material, folder)
+    assert torch.equal(logits, torch.cat([output.logits for output in evaluated]))
+    assert torch.equal(boxes, torch.cat([output.pred_boxes for output in evaluated]))
 
 
 def test_detection_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[Any]) -> None:

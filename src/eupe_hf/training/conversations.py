@@ -20,8 +20,11 @@ from eupe_hf.data.checks import readable, skip
 from eupe_hf.data.loading import evenly, load_split
 from eupe_hf.data.rows import UnreadableError, read_image
 from eupe_hf.data.splits import hold_out
+from eupe_hf.evaluation.results import EvaluationResult
 from eupe_hf.extras import require
 from eupe_hf.models.processing_eupe_llava import EupeLlavaProcessor
+
+from .options import public
 
 
 IGNORED = -100  # transformers' label of tokens that are not learned
@@ -181,17 +184,45 @@ def _check(messages: list[dict[str, Any]], images: int) -> None:
 
 @dataclass
 class ConversationData:
-    """Conversations to train on, those held out, and the tokens that each has.
+    """Conversations to train on, those held out, and the tokens that each has; for the Trainer what a task is.
 
     Args:
+        arguments: Options.
         train: To train on.
         lengths: Tokens of each of these, images included.
         evaluation: Those held out, if any.
     """
 
+    arguments: ConversationArguments
     train: Conversations
     lengths: list[int]
     evaluation: Conversations | None
+    shown: tuple[str, ...] = ()  # all scores
+
+    @property
+    def parts(self) -> dict[str, "ConversationData"]:
+        """As of a run with one task."""
+        return {"": self}
+
+    def summary(self) -> list[str]:
+        """What the data holds."""
+        mean = sum(self.lengths) / len(self.lengths)
+        return [f"{len(self.train)} conversations to train on, {mean:.0f} tokens on average."]
+
+    def result(self) -> EvaluationResult:
+        """What is evaluated, without scores."""
+        data, rows = self.arguments, self.train if self.evaluation is None else self.evaluation
+        split = data.train_split if self.evaluation is None else f"{data.held_out} of {data.train_split}"
+        config = data.dataset_config
+        return EvaluationResult("conversation", "", public(data.dataset), split, len(rows), {}, dataset_config=config)
+
+    def settings(self) -> dict[str, Any]:
+        """What results and card say of the options of the data."""
+        return {"max_length": self.arguments.max_length}
+
+    def use(self, folder: str) -> str:
+        """How to use what was trained."""
+        return f"python examples/chat_vlm.py --model {folder} --image PHOTO talks to it."
 
 
 def load_conversations(
@@ -230,9 +261,9 @@ def load_conversations(
         )
     held_out = hold_out(None, len(rows), arguments.held_out, seed)
     if not held_out.any():
-        return ConversationData(rows, lengths, None)
+        return ConversationData(arguments, rows, lengths, None)
     kept, held = (~held_out).nonzero()[0].tolist(), held_out.nonzero()[0].tolist()
-    return ConversationData(rows.select(kept), [lengths[row] for row in kept], rows.select(held))
+    return ConversationData(arguments, rows.select(kept), [lengths[row] for row in kept], rows.select(held))
 
 
 def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
@@ -240,7 +271,7 @@ def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
     path = Path(arguments.dataset)
     folder = Path(arguments.image_folder or (path.parent if path.is_file() else ""))
     if not folder.is_dir():
-        raise ValueError(f"--image_folder {folder} is no folder.")
+        raise ValueError(f"--image_folder {folder} is not a folder.")
     if not path.is_file():
         loaded = load_split(arguments.dataset, arguments.train_split, {}, arguments.dataset_config, arguments.limit)
         return _undecoded(loaded), folder

@@ -12,32 +12,18 @@ from transformers.utils import logging
 
 from eupe_hf.data.checks import check_map_size, readable
 from eupe_hf.data.options import DataArguments
+from eupe_hf.data.rows import Rows
 from eupe_hf.data.splits import TaskData, load_splits
 from eupe_hf.data.streams import as_rows
 from eupe_hf.evaluation.metrics import DepthMetrics
 from eupe_hf.models.modeling_eupe_head import resize
-from eupe_hf.training.augmentation import training_augmentation
+from eupe_hf.training.augmentation import Augmentation, training_augmentation
 from eupe_hf.training.rows import TrainingRows
 
 from .base import RecipeTask
 
 
 logger = logging.get_logger(__name__)
-
-
-DEPTH_DEFAULTS: dict[str, dict[str, Any]] = {
-    # batch, weight decay and the head's learning rate: the paper's protocol, whose 38,400 steps are about 25 epochs of
-    # the 24,000 images of NYUv2 that depth estimation trains on. Warm-up as for segmentation; the protocol's is in its
-    # loss. 480 is the short side of NYUv2.
-    "all": {
-        "metric_for_best_model": "rmse", "per_device_train_batch_size": 16, "num_train_epochs": 25,
-        "head_learning_rate": 3e-4, "weight_decay": 1e-3, "warmup_steps": 0.0375, "size": 480,
-    },
-    # peft has no recipe for depth: that for segmentation, the other dense task
-    "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
-    "probe": {"learning_rate": 3e-4},
-    "full": {"learning_rate": 6e-5, "layer_decay": 0.75},  # as for segmentation
-}  # fmt: skip
 
 
 @dataclass
@@ -168,38 +154,50 @@ class BatchDepthMetrics(DepthMetrics):
             super().update(found, true)
 
 
-def resized_depth(depth: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Predicted depth (B, h, w) at the size of the labels (B, H, W); a Trainer's `preprocess_logits_for_metrics`."""
-    return resize(depth.float().unsqueeze(1), labels.shape[1:]).squeeze(1)
-
-
 class DepthTask(RecipeTask):
     """As in `finetune_lora_depth.py`."""
 
     name, score, data_class = "depth", "delta1", DepthDataArguments
+    help = "data set with depth maps"
+    errors = ("rmse", "abs_rel", "rmse_log", "log10", "sigloss")
+    crops = {"crop": "window", "fill": 0}  # it keeps the scale: the same room looks larger when it is nearer
+    defaults = {
+        # batch, weight decay and the head's learning rate: the paper's protocol, whose 38,400 steps are about 25
+        # epochs of the 24,000 images of NYUv2 that depth estimation trains on. Warm-up as for segmentation; the
+        # protocol's is in its loss. 480 is the short side of NYUv2.
+        "all": {
+            "metric_for_best_model": "rmse", "per_device_train_batch_size": 16, "num_train_epochs": 25,
+            "head_learning_rate": 3e-4, "weight_decay": 1e-3, "warmup_steps": 0.0375, "size": 480,
+        },
+        # peft has no recipe for depth: that for segmentation, the other dense task
+        "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
+        "probe": {"learning_rate": 3e-4},
+        "full": {"learning_rate": 6e-5, "layer_decay": 0.75},  # as for segmentation
+    }  # fmt: skip
 
     def load(self) -> TaskData:
         """Images with depth maps."""
         return load_depth(self.arguments, self.seed)
 
-    def head(self) -> dict[str, Any]:
-        """Bins that span the depths."""
-        return {"task": self.name, "loss_weight": self.weight, **self._range()}
+    def head_fields(self) -> dict[str, Any]:
+        """The depths that the bins of the head span."""
+        return {"min_depth": self.arguments.min_depth, "max_depth": self.arguments.max_depth}
 
-    def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[TrainingRows, TrainingRows]:
-        """With depth in metres, of crops that keep their scale."""
-        augment = training_augmentation(self.name, self.arguments, self.arguments.crop_size(patch_size))
+    def augmentation(self, patch_size: int) -> Augmentation | None:
+        """Crops of whole patches out of images of `--size`."""
+        return training_augmentation(self.arguments, self.arguments.crop_size(patch_size), **self.crops)
+
+    def make_rows(
+        self, rows: Rows, processor: BaseImageProcessor, augmentation: Augmentation | None = None
+    ) -> DepthRows:
+        """Rows with depth in metres."""
         options = {"seed": self.seed, "depth_scale": self.arguments.depth_scale}
-        train = DepthRows(self.data.train, processor, "mask", augment, **options)
-        return train, DepthRows(self.data.evaluation, processor, "mask", **options)
+        return DepthRows(rows, processor, self.target, augmentation, **options)
 
     def metrics(self) -> BatchDepthMetrics:
         """Errors of depth."""
-        return BatchDepthMetrics(**self._range())
+        return BatchDepthMetrics(**self.head_fields())
 
     def compare(self, output: Any, labels: Any, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Depth at the size of the labels."""
-        return resized_depth(output.predicted_depth, labels), labels
-
-    def _range(self) -> dict[str, Any]:
-        return {"min_depth": self.arguments.min_depth, "max_depth": self.arguments.max_depth}
+        """Depth (B, H, W) at the size of the labels."""
+        return resize(output.predicted_depth.float().unsqueeze(1), labels.shape[1:]).squeeze(1), labels
