@@ -344,9 +344,8 @@ def test_script_is_short_and_explains_itself(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     assert exit_.value.code == 0 and script["__doc__"].splitlines()[0] in shown
     assert len(path.read_text().splitlines()) < 200
-    assert {"--image_folder", "--max_length", "--scale_factor", "--strict", "--size"} <= set(
-        shown.replace(",", " ").split()
-    )
+    options = {"--image_folder", "--image-folder", "--max_length", "--scale_factor", "--strict", "--size"}
+    assert options <= set(shown.replace(",", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -363,12 +362,14 @@ def test_defaults_are_those_of_llava_1_5(tmp_path: Path, options: list[str], rat
     assert (args.learning_rate, args.projector_learning_rate) == rates
     assert args.gradient_accumulation_steps * args.train_batch_size * args.world_size == batch_size
     assert (args.warmup_steps, args.weight_decay, args.num_train_epochs, model.size) == (0.03, 0.0, 1, 384)
-    assert (
-        args.lr_scheduler_type == "cosine"
-        and args.optim.startswith("adamw")
-       
+    assert args.lr_scheduler_type == "cosine" and args.optim.startswith("adamw")
     assert (model.rank, model.alpha, model.dropout) == (128, 128.0, 0.05)
-    )
+
+
+def test_alpha_of_llava_1_5_is_an_option(tmp_path: Path) -> None:
+    options = ["--stage", "2", "--model", "m", "--lora", "language", "--dataset", "d", "--alpha", "256", "--use_cpu"]
+    model, _, _ = parse_vlm("", [*options, "--bf16", "False", "--output-dir", str(tmp_path / "out")])
+    assert (model.rank, model.alpha) == (128, 256.0)
 
 
 def test_examples_of_a_step_are_of_one_length(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
