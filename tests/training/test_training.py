@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The core of the training recipes: learning rates by depth, augmentation, checks, metrics, the final report."""
+"""The core of the training recipes: learning rates by depth, augmentation, data, metrics, the final report."""
 
 import json
 from collections.abc import Callable
@@ -25,17 +25,15 @@ from eupe_hf.training import (
     ModelArguments,
     StreamingMetrics,
     adapt,
-    one_sentence,
     parameter_groups,
-    parse_recipe,
     rate_by_depth,
 )
 from eupe_hf.training.augmentation import Augmentation
 from eupe_hf.training.report import draw_curve, history_table
 from eupe_hf.training.rows import TrainingRows
 from eupe_hf.training.tasks.base import predicted_classes
-from eupe_hf.training.tasks.classification import ClassificationTask, load_classification
-from eupe_hf.training.tasks.segmentation import SegmentationTask, load_segmentation
+from eupe_hf.training.tasks.classification import load_classification
+from eupe_hf.training.tasks.segmentation import load_segmentation
 from eupe_hf.training.trainer import CardTrainer
 
 
@@ -403,54 +401,7 @@ def test_segmentation_data_is_refused(tmp_path: Path, name: str, words: str) -> 
         load_segmentation(damage(name, tmp_path / "data"), seed=0)
 
 
-# ---- options ----
-
-
-def test_defaults_follow_task_and_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    model, data, args = parse_recipe(ClassificationTask, "", ["--dataset", "x"])
-    assert (model.rank, model.alpha, model.mode, args.learning_rate, data.size) == (16, 16.0, "lora", 1.25e-3, 256)
-    assert args.output_dir == "eupe-classification-lora" and args.batch_eval_metrics
-    given = ["--dataset", "x", "--mode", "full", "--layers", "0", "1", "--learning_rate", "1e-4", "--no_augment"]
-    model, data, args = parse_recipe(SegmentationTask, "", given)
-    assert (args.learning_rate, args.layer_decay, args.head_learning_rate, data.size) == (1e-4, 0.75, 1e-3, 512)
-    assert model.layers == [0, 1] and not data.augment
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--mode", "probe", "--merge"], "--merge requires --mode lora"),
-        (["--layer_decay", "1.5"], "--layer_decay must be above 0 and at most 1, got 1.5"),
-        (["--early_stopping", "0"], "--early_stopping must be at least 1, got 0"),
-        (["--held_out", "1"], "--held_out must be a share between 0 and 1"),
-        (["--size", "0"], "--size must be at least 1, got 0"),
-        (["--rank", "0"], "--rank must be at least 1, got 0"),
-        (["--resume_from_checkpoint", "last"], "There is no checkpoint in .*used to resume from"),
-        (["--resume_from_checkpoint", "elsewhere"], "There is no checkpoint at elsewhere"),
-        ([], "The output folder .*used is in use: choose another --output_dir"),
-    ],
-)
-def test_options_are_refused(tmp_path: Path, options: list[str], words: str) -> None:
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=words):
-        parse_recipe(ClassificationTask, "", ["--dataset", "x", "--output_dir", str(tmp_path / "used"), *options])
-
-
-def test_overwriting_removes_checkpoints_alone(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "notes.txt").write_text("mine")
-    parse_recipe(ClassificationTask, "", ["--dataset", "x", "--output_dir", str(tmp_path), "--overwrite"])
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_bad_input_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_, one_sentence():
-        raise ValueError("two\n  lines")
-    assert exit_.value.code == 2 and capsys.readouterr().err.endswith(": two lines\n")
-    with pytest.raises(KeyError), one_sentence():
-        raise KeyError("a bug stays a bug")
+# ---- metrics and report ----
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -467,9 +418,6 @@ def test_full_shared_memory_ends_training_with_a_sentence(
             trainer.train()
     else:
         assert trainer.train().global_step == 1
-
-
-# ---- metrics and report ----
 
 
 def test_streaming_metrics_equal_the_whole() -> None:

@@ -221,7 +221,7 @@ def test_what_is_no_data_set_is_told(processor: EupeLlavaProcessor, tmp_path: Pa
     with pytest.raises(ValueError, match=r"must hold a list of conversations, as LLaVA's data does"):
         load_conversations(ConversationArguments(written(tmp_path / "a.json", {"a": 1})), processor)
     (tmp_path / "b.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"b\.json is no JSON file: "):
+    with pytest.raises(ValueError, match=r"b\.json is not a JSON file: "):
         load_conversations(ConversationArguments(str(tmp_path / "b.json")), processor)
     datasets.Dataset.from_list([{"image": "a", "label": 0}]).save_to_disk(tmp_path / "c")
     with pytest.raises(ValueError, match="has no column 'messages' or 'conversations'; it has image, label"):

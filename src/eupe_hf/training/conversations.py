@@ -28,11 +28,7 @@ from .options import public
 
 
 IGNORED = -100  # transformers' label of tokens that are not learned
-
-
 _ROLES = {"human": "user", "gpt": "assistant"}  # LLaVA's words
-
-
 _MEASURED = 1000  # conversations that are tokenized at once to count their tokens
 
 
@@ -40,9 +36,9 @@ _MEASURED = 1000  # conversations that are tokenized at once to count their toke
 class ConversationArguments:
     """What to train on: LLaVA's JSON, or conversations that `datasets` reads."""
 
-    dataset: str = field(metadata={"help": "a JSON file as LLaVA's, a Hub id or a folder"})
+    dataset: str = field(metadata={"help": "a JSON file in LLaVA's format, a Hub id or a folder"})
     image_folder: str | None = field(
-        default=None, metadata={"help": "where images given by path lie; default: beside the JSON file"}
+        default=None, metadata={"help": "folder of images given by path; default: beside the JSON file"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration, if there are several"})
     train_split: str = field(default="train", metadata={"help": "split to train on"})
@@ -115,7 +111,7 @@ class Conversations(Dataset):
         return {"bytes": None, "path": str(self.folder / image)} if isinstance(image, str) else image
 
     def select(self, rows: Sequence[int]) -> "Conversations":
-        """These conversations alone."""
+        """A part of the conversations."""
         chosen = [self.rows[row] for row in rows]
         return Conversations(self.data, self.folder, self.image_token, self.decode, chosen)
 
@@ -138,7 +134,7 @@ def _messages(record: Mapping[str, Any], image_token: str) -> list[dict[str, Any
 
 
 def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
-    """What was said as transformers' chat templates take it."""
+    """A message as transformers' chat templates take it."""
     if not isinstance(content, str):
         for part in content:
             text = part.get("text") if part.get("type") == "text" else ""
@@ -153,7 +149,7 @@ def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for index, piece in enumerate(pieces):  # the template breaks the line after an image
         parts += [{"type": "image"}] * (index > 0) + [{"type": "text", "text": piece.strip()}] * bool(piece.strip())
-    # LLaVA's code puts the image before the question, also where the data has it behind
+    # LLaVA's code puts the image before the question, also where the data has it after
     return sorted(parts, key=lambda part: part["type"] == "text") if len(pieces) == 2 else parts
 
 
@@ -171,7 +167,7 @@ def _check(messages: list[dict[str, Any]], images: int) -> None:
         raise ValueError("there is no turn of the assistant to learn.")
     for answer in answers:
         if any(part["type"] == "image" for part in answer):
-            raise ValueError("a turn of the assistant holds an image: it can only speak.")
+            raise ValueError("a turn of the assistant holds an image: it must be text.")
         if not any(part["text"].strip() for part in answer):
             raise ValueError("a turn of the assistant is empty.")
     places = sum(part["type"] == "image" for message in messages for part in message["content"])
@@ -228,7 +224,7 @@ class ConversationData:
 def load_conversations(
     arguments: ConversationArguments, processor: EupeLlavaProcessor, context: int | None = None, seed: int = 0
 ) -> ConversationData:
-    """Read and check conversations, and count their tokens, which opens no image but for `--check`.
+    """Read and check conversations, and count their tokens, which opens images for `--check` alone.
 
     Args:
         arguments: Options.
@@ -237,8 +233,8 @@ def load_conversations(
         seed: Of the held-out part.
 
     Raises:
-        ValueError: No conversation, none that can be used, a chat template that does not mark what the assistant says,
-            and, with `--strict`, a faulty or a too long one.
+        ValueError: No usable conversation, a chat template that does not mark what the assistant says, and, with
+            `--strict`, a faulty conversation or one that is too long.
     """
     rows = Conversations(*_records(arguments), processor.image_token)
     options = processor.image_processor
@@ -256,7 +252,7 @@ def load_conversations(
     rows, lengths = rows.select(kept), [lengths[row] for row in kept]
     if (ConversationCollator(processor)([rows[0]])["labels"] == IGNORED).all():
         raise ValueError(
-            "The chat template of the processor does not mark what the assistant says with {% generation %}: take the "
+            "The chat template of the processor does not mark what the assistant says with {% generation %}: use the "
             "one that from_vision_text gives."
         )
     held_out = hold_out(None, len(rows), arguments.held_out, seed)
@@ -278,7 +274,7 @@ def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path} must hold a list of conversations, as LLaVA's data does.")
     return evenly(records, arguments.limit), folder
@@ -301,7 +297,7 @@ def _undecoded(data: Any) -> Any:
 
 
 def _sizes(images: list[Any], is_one_size: bool) -> list[tuple[int, int]]:
-    """Height and width of images; where the processor makes one size of all, any will do."""
+    """Height and width of images; where the processor gives all one size, any will do."""
     if is_one_size:
         return [(1, 1)] * len(images)
     return [PIL.ImageOps.exif_transpose(image).size[::-1] for image in images]
@@ -326,12 +322,9 @@ def _lengths(rows: Conversations, sizes: list[list[tuple[int, int]]], processor:
 
 
 class ConversationCollator:
-    """Conversations as a batch: padded on the right, with labels on what the assistant says and nothing else.
+    """Conversations as a batch: padded on the right, with labels on what the assistant says alone.
 
-    What he says includes the token that ends his turn. Nothing is ever truncated.
-
-    Args:
-        processor: Of the model.
+    That includes the token that ends a turn. Nothing is ever truncated.
     """
 
     def __init__(self, processor: EupeLlavaProcessor):

@@ -1,12 +1,10 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the recipe for several tasks needs beside the others: options, tasks, the order of the rows, the Trainer.
+"""Several tasks in one run: their options, the order of their rows, their Trainer.
 
 A batch holds images of one task, and each step of the optimizer takes as many batches of every task, one after the
-other, with the Trainer's gradient accumulation. So a step follows the mean of the losses of all tasks, each of them
-what its own recipe computes: no head, and no batch norm in it, sees images of another task, and no task waits for its
-turn while Adam's averages follow another. The images of a step are the same however they are split into small batches
-and processes. Batches with all tasks in them would have the heads run on images without labels, and losses that are
-means over whatever number of labels the batch has.
+other, with the Trainer's gradient accumulation. So a step follows the mean of the losses of all tasks: no head, and no
+batch norm in it, sees images of another task, and no task waits while Adam's averages follow another. The images of a
+step are the same however they are split into small batches and processes.
 
 Needs `pip install 'eupe-hf[train]'`.
 """
@@ -30,10 +28,7 @@ from .tasks import TASKS, RecipeTask, SegmentationTask
 from .trainer import RecipeTrainer
 
 
-# Tasks that can be joined: those with a head.
-_HEADS = {name: task for name, task in TASKS.items() if task.model_class() is not None}
-
-
+_HEADS = {name: task for name, task in TASKS.items() if task.model_class() is not None}  # tasks that can be joined
 _STREAM = ("streaming", "shuffle_buffer", "eval_rows")  # options that only a single task has
 
 
@@ -116,15 +111,7 @@ MultiTaskDataArguments = make_dataclass(
 
 
 class MultiTask(RecipeTask):
-    """Several tasks in one run, each with its own data, rows, metrics and head.
-
-    Args:
-        arguments: Options of their data.
-        seed: As for `RecipeTask`.
-
-    Raises:
-        ValueError: What is wrong with an option or with the data of a task, which it names.
-    """
+    """Several tasks in one run, each with its own data, rows, metrics and head. Errors in its data name the task."""
 
     name, data_class, usage = "multitask", MultiTaskDataArguments, "--TASK DATASET ..."
     # Nobody has published a recipe for these tasks together: the rates and the size of segmentation, the one in the
@@ -159,8 +146,8 @@ class MultiTask(RecipeTask):
 
     def head(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """All heads, as `EupeForMultiTask.from_pretrained` takes them."""
-        entries = {n: {"task": n, "loss_weight": task.weight, **task.head(layers)} for n, task in self.parts.items()}
-        return {"heads": entries}
+        parts = self.parts.items()
+        return {"heads": {n: {"task": n, "loss_weight": task.weight, **task.head(layers)} for n, task in parts}}
 
     def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[Any, Any]:
         """Rows of all tasks to train on, and rows by task to evaluate on."""
@@ -183,7 +170,7 @@ class MultiTask(RecipeTask):
         return [f"{name}: {line}" for name, task in self.parts.items() for line in task.summary()]
 
     def settings(self) -> dict[str, Any]:
-        """The options of all tasks; those of the run that a task changes stand below its name."""
+        """The options of all tasks; an option of the run that a task changes begins with its name."""
         common = {field.name: getattr(self.arguments, field.name) for field in fields(InputArguments)}
         chosen: dict[str, Any] = {}
         for name, task in self.parts.items():
@@ -201,12 +188,7 @@ class MultiTask(RecipeTask):
 
 
 class TaskRows(Dataset):
-    """Rows of one task that say which, as `task`.
-
-    Args:
-        task: Its name.
-        rows: The rows.
-    """
+    """Rows of one task that name it, as `task`."""
 
     def __init__(self, task: str, rows: TrainingRows):
         self.task, self.rows = task, rows
@@ -219,11 +201,7 @@ class TaskRows(Dataset):
 
 
 class MultiTaskRows(Dataset):
-    """Rows of several tasks, each found by the name of the task and its number there.
-
-    Args:
-        parts: Rows by task.
-    """
+    """Rows of several tasks, each found by the name of its task and its number there."""
 
     def __init__(self, parts: Mapping[str, TrainingRows]):
         self.parts = {task: TaskRows(task, rows) for task, rows in parts.items()}
@@ -246,15 +224,15 @@ class MultiTaskRows(Dataset):
 class TaskOrder(Sampler[tuple[str, int]]):
     """The order of training: for each step as many rows of every task, those of one task together.
 
-    Each task goes through its rows at random, again and again if it has fewer than others; the numbers of later rounds
-    go on counting, so that rows are augmented otherwise then. It depends on the seed and the epoch alone.
+    Each task takes its rows at random, again and again if it has fewer than others; the numbers of later rounds
+    continue, so that a row is augmented differently each time. The order depends on the seed and the epoch alone.
 
     Args:
         rows: The rows.
         images: How many of each task a step takes, in all processes and with gradient accumulation.
         seed: Of the order.
-        epoch_of: The task that an epoch goes through once; by default that with the most rows. Its last step is filled
-            up with rows that have been.
+        epoch_of: The task whose rows an epoch takes once; by default the one with the most. Its last step is filled up
+            with rows from the beginning.
     """
 
     def __init__(self, rows: MultiTaskRows, images: int, seed: int = 0, epoch_of: str | None = None):
@@ -284,24 +262,11 @@ class MultiTaskTrainer(RecipeTrainer):
 
     The loss is the mean over the tasks of their losses, each times its weight. Metrics are those of each task and its
     loss without the weight, with its name before theirs; "score" is the mean over the tasks of the one that counts:
-    accuracy, mean IoU, delta1 and average precision, which are shares between 0 and 1.
-
-    Args:
-        task: The tasks.
-        processing_class: The image processor, with the size of the run.
-        patch_size: Of the encoder.
-        args: Options of the run; `per_device_train_batch_size` and `gradient_accumulation_steps` are for each task.
-        **kwargs: As for the Trainer.
+    accuracy, mean IoU, delta1 and average precision, which are shares between 0 and 1. The options
+    `per_device_train_batch_size` and `gradient_accumulation_steps` are for each task.
     """
 
-    def __init__(
-        self,
-        task: MultiTask,
-        processing_class: BaseImageProcessor,
-        patch_size: int,
-        args: RecipeArguments,
-        **kwargs: Any,
-    ):
+    def __init__(self, task: MultiTask, processor: Any, patch_size: int, args: RecipeArguments, **kwargs: Any):
         names = tuple(task.parts)
         args.gradient_accumulation_steps *= len(names)
         if args.ddp_find_unused_parameters is None:
@@ -312,7 +277,7 @@ class MultiTaskTrainer(RecipeTrainer):
                 f"--metric_for_best_model must be score, loss, or a metric of {', '.join(names)}, such as "
                 f"{task.shown[0]}; got {metric!r}."
             )
-        super().__init__(task, processing_class, patch_size, args, **kwargs)
+        super().__init__(task, processor, patch_size, args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TaskOrder:
         batches = self.args.gradient_accumulation_steps // len(self.task.parts) * self.args.world_size

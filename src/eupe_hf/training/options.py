@@ -45,7 +45,7 @@ _RECIPE = {
 
 
 class Declaration(Protocol):
-    """What `parse_recipe` reads of a task: `RecipeTask` has it."""
+    """What `parse_recipe` reads of a `RecipeTask`."""
 
     name: str
     data_class: type[InputArguments]
@@ -160,7 +160,7 @@ def parse_options(
     arguments: Sequence[str] | None = None,
     usage: str = "",
 ) -> tuple[Any, ...]:
-    """Read a command line. Options of two words are understood as `--batch_size` and as `--batch-size`.
+    """Read a command line: an instance of each class. It takes `--batch_size` and `--batch-size`.
 
     Args:
         classes: Data classes of the options.
@@ -168,9 +168,6 @@ def parse_options(
         description: Shown by `--help`.
         arguments: The command line; by default the program's own.
         usage: The options that are needed.
-
-    Returns:
-        An instance of each class.
     """
     parser = HfArgumentParser(
         classes,
@@ -238,10 +235,7 @@ def quantization(model: ModelArguments, arguments: RecipeArguments) -> dict[str,
     """Keyword arguments of `from_pretrained` for `--quantize`.
 
     Four bits are NF4 with quantized scales, as in QLoRA (arXiv 2305.14314), eight are LLM.int8 (arXiv 2208.07339).
-
-    Raises:
-        ImportError: bitsandbytes is not installed.
-        ValueError: The weights would have to change, in training or by `--merge`.
+    Quantized weights cannot change, neither in training nor by `--merge`.
     """
     if model.quantize is None:
         return {}
@@ -256,14 +250,9 @@ def quantization(model: ModelArguments, arguments: RecipeArguments) -> dict[str,
         raise ImportError("--quantize needs bitsandbytes: pip install bitsandbytes.")
     if model.quantize == "8bit":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if arguments.bf16 else torch.float32,
-        )
-    }
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options)}
 
 
 def prepare_streaming(arguments: RecipeArguments) -> None:

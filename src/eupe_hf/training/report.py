@@ -32,9 +32,6 @@ def recipe_card(folder: Path, model: nn.Module, results: Sequence[EvaluationResu
         folder: Where the model, or its adapter, was saved.
         model: The model.
         results: Its scores by task, and the settings that led to them.
-
-    Returns:
-        The card, ready to `save`.
     """
     # the settings stand in the table, once; and these are not the scores of the paper's protocols
     metrics = [
@@ -86,7 +83,7 @@ def finish(
     model: Any,
     make_card: Callable[[Path, nn.Module, Sequence[EvaluationResult]], ModelCard] = recipe_card,
 ) -> str:
-    """Evaluate once more, and save the model (merged, if asked), processor, results, curve and card; push, if asked.
+    """Evaluate once more, and save model (merged, if asked), processor, results, curve and card; push, if asked.
 
     The trainer leaves the group of processes. Do not use it afterwards.
 
@@ -106,11 +103,12 @@ def finish(
     trainer.save_state()
     if trainer.is_world_process_zero():
         finite = {name: value for name, value in scores.items() if math.isfinite(value)}
-        options = _settings(trainer, model)
-        results = {
-            name: _with_scores(part.result(), f"{name}_" if name else "", finite, folder.resolve().name, options)
-            for name, part in task.parts.items()
-        }
+        common = {"model": folder.resolve().name, "settings": _settings(trainer, model)}
+        results = {}
+        for name, part in task.parts.items():
+            prefix = f"{name}_" if name else ""
+            own = {key.removeprefix(prefix): value for key, value in finite.items() if key.startswith(prefix)}
+            results[name] = replace(part.result(), metrics=own, **common)
         _save_results(folder / "results.json", results, finite)
         draw_curve(history, folder / "curve.png", args.metric_for_best_model, *task.shown)
         trainer.card = make_card(folder, trainer.accelerator.unwrap_model(trainer.model), list(results.values()))
@@ -133,14 +131,6 @@ def _settings(trainer: CardTrainer, model: Any) -> dict[str, Any]:
     if hasattr(rows, "stream"):  # and how many of its rows the first process could not read
         chosen |= {"streaming": True, "unreadable": int(rows.stream.skipped.sum())}
     return {key: value for key, value in chosen.items() if value is not None}
-
-
-def _with_scores(
-    result: EvaluationResult, prefix: str, scores: Mapping[str, float], model: str, options: Mapping[str, Any]
-) -> EvaluationResult:
-    """The result of one task, from the scores of all."""
-    own = {name.removeprefix(prefix): value for name, value in scores.items() if name.startswith(prefix)}
-    return replace(result, model=model, metrics=own, settings=options)
 
 
 def _save_results(path: Path, results: Mapping[str, EvaluationResult], scores: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.operations import recursively_apply
 from huggingface_hub import ModelCard
 from torch import nn
@@ -19,39 +20,13 @@ from transformers.modeling_utils import PreTrainedModel
 from eupe_hf.data.streams import Stream
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
 
-from .options import ModelArguments, RecipeArguments
+from .options import ModelArguments
 from .rows import StreamedRows, TrainingRows
 from .tasks.base import RecipeTask
 
 
-def stream_loader(rows: StreamedRows, collator: Callable[[Any], Any], arguments: RecipeArguments) -> DataLoader:
-    """Batches of the rows of this process.
-
-    accelerate would have one process read for all, which cuts lists of boxes wrongly, or have each process decode all.
-    """
-    from accelerate.data_loader import prepare_data_loader
-
-    rows.stream.divide(arguments.process_index, arguments.world_size, max(1, arguments.dataloader_num_workers))
-    loader = DataLoader(
-        rows,
-        batch_size=arguments.train_batch_size,
-        collate_fn=collator,
-        num_workers=arguments.dataloader_num_workers,
-        pin_memory=arguments.dataloader_pin_memory,
-        prefetch_factor=arguments.dataloader_prefetch_factor,
-    )
-    # one process: the rows are divided already
-    return prepare_data_loader(
-        loader, arguments.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
-    )
-
-
 class SetEpoch(TrainerCallback):
-    """Tells data or a sampler the epoch; accelerate does so only in some of its data loaders.
-
-    Args:
-        dataset: What knows `set_epoch`.
-    """
+    """Tells data or a sampler, which know `set_epoch`, the epoch; accelerate does so in some of its loaders only."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -64,8 +39,7 @@ class SetEpoch(TrainerCallback):
 class _InSharedMemory:
     """A collator whose batches lie in shared memory before a loader's worker lets go of them.
 
-    torch would move them after that, where an error is lost, and training would wait for ever. Arrays instead, as of
-    `data.hand_over`, are not for the Trainer: it counts labels in tensors, and would pass over others without a word.
+    torch would move them after that, where an error is lost, and training would wait for ever.
     """
 
     def __init__(self, collate: Callable[[Any], Any]):
@@ -86,13 +60,9 @@ class _InSharedMemory:
 
 
 class CardTrainer(Trainer):
-    """The trainer of recipes and of VLMs: it tells its data the epoch, and says itself how it ends.
+    """The trainer of recipes and VLMs. Its task has the `parts`, `summary` and so on of `RecipeTask`."""
 
-    Args:
-        task: What is trained on, with `parts` and `summary` as `RecipeTask` has them.
-        *args: The Trainer's.
-        **kwargs: The Trainer's.
-    """
+    model: Any
 
     def __init__(self, task: Any, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -101,8 +71,6 @@ class CardTrainer(Trainer):
         self.card: ModelCard | None = None
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(SetEpoch(self.train_dataset))
-
-    model: Any
 
     def announce(self) -> None:
         """Say what the data holds and how much learns: once, however many processes there are."""
@@ -117,9 +85,9 @@ class CardTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As the Trainer's, with the groups of `parameter_groups`."""
         if getattr(self, "optimizer", None) is None:
-            model, args = self.model if model is None else model, self.args
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
-            groups = parameter_groups(model, self.rate_of(model), args.weight_decay)
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = parameter_groups(model, self.rate_of(model), self.args.weight_decay)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -174,7 +142,7 @@ def adapt(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
 def rate_by_depth(
     model: nn.Module, learning_rate: float, layer_decay: float = 1.0, head_learning_rate: float | None = None
 ) -> Callable[[str, nn.Parameter], float]:
-    """A rule for `parameter_groups`: learning rates fall from the head to the embeddings.
+    """A rule for `parameter_groups`: learning rates that fall from the head to the embeddings.
 
     With N blocks (ConvNeXt: stages) the embeddings (stem) learn at `learning_rate * layer_decay ** (N + 1)`, block i,
     from 0, at `learning_rate * layer_decay ** (N - i)`, and the final norm at `learning_rate`, as in BEiT and MAE.
@@ -279,42 +247,45 @@ class StreamingMetrics:
 
 
 class RecipeTrainer(CardTrainer):
-    """Trainer of one task: its rows, metrics and comparison, learning rates by depth, early stopping.
+    """Trainer of a task: its rows, metrics and comparison, learning rates by depth, early stopping.
 
     Args:
         task: The task.
-        processing_class: The image processor, with the size of the run.
+        processor: The image processor, with the size of the run.
         patch_size: Of the encoder.
         args: Options of the run.
         **kwargs: As for the Trainer.
     """
 
-    def __init__(self, task: RecipeTask, processing_class: Any, patch_size: int, args: Any, **kwargs: Any):
-        train, evaluation = task.rows(processing_class, patch_size)
+    def __init__(self, task: RecipeTask, processor: Any, patch_size: int, args: Any, **kwargs: Any):
+        train, evaluation = task.rows(processor, patch_size)
         if isinstance(train, TrainingRows) and isinstance(train.rows, Stream):
             train = StreamedRows(train)
         errors = tuple(error for part in task.parts.values() for error in part.errors)
         if str(args.metric_for_best_model).endswith(errors):
             args.greater_is_better = False
         self.streams = {name: StreamingMetrics(part.metrics) for name, part in task.parts.items()}
-        super().__init__(
-            task,
-            args=args,
-            processing_class=processing_class,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            data_collator=task.collate,
-            compute_metrics=self.streams.get(""),
-            **kwargs,
-        )
+        options = {"args": args, "processing_class": processor, "data_collator": task.collate, **kwargs}
+        options |= {"train_dataset": train, "eval_dataset": evaluation, "compute_metrics": self.streams.get("")}
+        super().__init__(task, **options)
         if args.early_stopping is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping))
 
     def get_train_dataloader(self) -> DataLoader:
-        """As the Trainer's; of a stream each process reads its own part."""
-        if isinstance(self.train_dataset, StreamedRows):
-            return stream_loader(self.train_dataset, self.data_collator, self.args)
-        return super().get_train_dataloader()
+        """As the Trainer's; of a stream each process reads its own part.
+
+        accelerate would have one process read for all, which cuts lists of boxes wrongly, or have each decode all.
+        """
+        rows, args, workers = self.train_dataset, self.args, self.args.dataloader_num_workers
+        if not isinstance(rows, StreamedRows):
+            return super().get_train_dataloader()
+        rows.stream.divide(args.process_index, args.world_size, max(1, workers))
+        options = {"num_workers": workers, "prefetch_factor": args.dataloader_prefetch_factor}
+        options |= {"collate_fn": self.data_collator, "pin_memory": args.dataloader_pin_memory}
+        loader = DataLoader(rows, args.train_batch_size, **options)
+        # one process: the rows are divided already
+        options = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+        return prepare_data_loader(loader, args.device, **options)
 
     def rate_of(self, model: nn.Module) -> Callable[[str, nn.Parameter], float]:
         """By depth in the encoder."""

@@ -22,15 +22,7 @@ from eupe_hf.models.modeling_eupe_saving import hub_id
 from eupe_hf.models.processing_eupe_llava import EupeLlavaProcessor
 
 from .conversations import ConversationArguments, ConversationCollator, ConversationData
-from .options import (
-    AdapterArguments,
-    OutputArguments,
-    check_output,
-    check_processes,
-    parse_options,
-    peek,
-    public,
-)
+from .options import AdapterArguments, OutputArguments, check_output, check_processes, parse_options, peek, public
 from .report import describe, settings_table
 from .trainer import CardTrainer, SetEpoch
 
@@ -58,10 +50,7 @@ _VLM = {
 
 
 _STAGES = {"1": {"learning_rate": 1e-3, "batch_size": 256}, "2": {"learning_rate": 2e-5, "batch_size": 128}}
-
-
-# LLaVA-1.5's own script for LoRA, scripts/v1_5/finetune_lora.sh
-_LORA = {"learning_rate": 2e-4, "projector_learning_rate": 2e-5}
+_LORA = {"learning_rate": 2e-4, "projector_learning_rate": 2e-5}  # LLaVA-1.5's scripts/v1_5/finetune_lora.sh
 
 
 # ---- options ----
@@ -72,8 +61,7 @@ class VlmModelArguments(AdapterArguments):
     """The models, and what of them is trained."""
 
     stage: int = field(
-        default=1,
-        metadata={"help": "1: the projector alone; 2: projector and language model", "choices": [1, 2]},
+        default=1, metadata={"help": "1: the projector alone; 2: projector and language model", "choices": [1, 2]}
     )
     vision: str = field(default="eupe-b", metadata={"help": "the encoder: a short name, a Hub id or a folder"})
     text: str | None = field(default=None, metadata={"help": "a causal language model to join it with"})
@@ -88,8 +76,7 @@ class VlmModelArguments(AdapterArguments):
         metadata={"help": "stage 2: adapters on the language model, or on both", "choices": ["language", "both"]},
     )
     alpha: float | None = field(
-        default=None,
-        metadata={"help": "LoRA: scale of the updates, times 1 / rank; default: --rank (LLaVA-1.5: 256)"},
+        default=None, metadata={"help": "LoRA: scale of the updates, times 1 / rank; default: --rank (LLaVA-1.5: 256)"}
     )
 
     def __post_init__(self) -> None:
@@ -112,8 +99,7 @@ class VlmArguments(OutputArguments):
     """The Trainer's own arguments, and what training a VLM adds to them."""
 
     batch_size: int = field(
-        default=256,
-        metadata={"help": "examples per step, of all processes together: sets --gradient_accumulation_steps"},
+        default=256, metadata={"help": "examples per step, of all processes: sets --gradient_accumulation_steps"}
     )
     projector_learning_rate: float | None = field(default=None, metadata={"help": "default: --learning_rate"})
 
@@ -131,18 +117,7 @@ class VlmArguments(OutputArguments):
 def parse_vlm(
     description: str, arguments: Sequence[str] | None = None
 ) -> tuple[VlmModelArguments, ConversationArguments, VlmArguments]:
-    """Read the command line, and check the output folder.
-
-    Args:
-        description: Shown by `--help`.
-        arguments: The command line; by default the program's own.
-
-    Returns:
-        The three groups of options. `resume_from_checkpoint` is a folder, also where "last" was given.
-
-    Raises:
-        ValueError: Options that contradict each other, or an output folder in use.
-    """
+    """Read the command line of a stage, and check the output folder: what `parse_recipe` does for recipes."""
     stage = peek("stage", "1", arguments)
     defaults = _VLM | _STAGES.get(stage, {}) | (_LORA if peek("lora", "", arguments) else {})
     classes = (VlmModelArguments, ConversationArguments, VlmArguments)
@@ -164,18 +139,12 @@ def parse_vlm(
 
 
 def load_vlm(arguments: VlmModelArguments) -> tuple[EupeLlavaForConditionalGeneration, EupeLlavaProcessor]:
-    """The VLM of `--model`, or one of `--vision` and `--text` with a new projector, and its processor.
-
-    Raises:
-        OSError: A model was not found.
-        ValueError: `--model` is an adapter, or what `from_vision_text` refuses.
-    """
+    """The VLM of `--model`, which must be whole, or one of `--vision` and `--text` with a new projector."""
     if arguments.model is not None:
         model = EupeLlavaForConditionalGeneration.from_pretrained(arguments.model)
         if model._hf_peft_config_loaded:
             raise ValueError(
-                f"--model {arguments.model} is an adapter: give a whole model, such as --merge saves where an adapter "
-                "is trained."
+                f"--model {arguments.model} is an adapter: give a whole model, such as training with --merge saves."
             )
         return model, EupeLlavaProcessor.from_pretrained(arguments.model)
     return EupeLlavaForConditionalGeneration.from_vision_text(
@@ -191,14 +160,7 @@ def adapt_vlm(model: EupeLlavaForConditionalGeneration, arguments: VlmModelArgum
     """Choose what is trained: the projector, with the language model or adapters in stage 2.
 
     What is trained is held in float32, as mixed precision needs: in bfloat16 most updates of 2e-5 would be rounded
-    away. What is frozen stays in the type that it was loaded in.
-
-    Args:
-        model: The VLM.
-        arguments: `stage`, and `lora` with its options.
-
-    Returns:
-        The model, or peft's around it.
+    away. What is frozen stays in the type that it was loaded in. With `--lora` this returns peft's model around it.
     """
     learns = [model.multi_modal_projector]
     if arguments.stage == 2 and arguments.lora is None:
@@ -214,19 +176,13 @@ def adapt_vlm(model: EupeLlavaForConditionalGeneration, arguments: VlmModelArgum
     config = lora_config(
         model, arguments.rank, arguments.alpha, dropout=arguments.dropout, modules_to_save=[_PROJECTOR]
     )
-    names = sorted(set(_linear_layers(model.language_model)))
+    modules = model.language_model.named_modules()  # LLaVA-1.5 adapts all of its linear layers
+    names = sorted({name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)})
     language = rf"(?:.*\.)?language_model\..*\.(?:{'|'.join(map(re.escape, names))})"
     config.target_modules = language if arguments.lora == "language" else f"{language}|{config.target_modules}"
     import peft
 
     return peft.get_peft_model(model, config)
-
-
-def _linear_layers(language_model: nn.Module) -> Iterator[str]:
-    """Last parts of the names of its linear layers, to which LLaVA-1.5 adds its updates."""
-    for name, module in language_model.named_modules():
-        if isinstance(module, nn.Linear):
-            yield name.rpartition(".")[2]
 
 
 # ---- trainer ----
@@ -253,23 +209,15 @@ class VlmTrainer(CardTrainer):
 
     Args:
         data: Conversations.
-        processing_class: Of the model.
+        processor: Of the model.
         args: Options of the run.
         dtype: What the weights are saved in. Where FSDP or DeepSpeed hold them in parts they stay as they are.
         **kwargs: As for the Trainer.
     """
 
-    def __init__(
-        self,
-        data: ConversationData,
-        processing_class: EupeLlavaProcessor,
-        args: VlmArguments,
-        dtype: torch.dtype = torch.float32,
-        **kwargs: Any,
-    ):
-        collate = ConversationCollator(processing_class)
-        options = {"args": args, "processing_class": processing_class, "data_collator": collate, **kwargs}
-        super().__init__(data, train_dataset=data.train, eval_dataset=data.evaluation, **options)
+    def __init__(self, data: ConversationData, processor: Any, args: VlmArguments, dtype: torch.dtype, **kwargs: Any):
+        options = {"args": args, "processing_class": processor, "data_collator": ConversationCollator(processor)}
+        super().__init__(data, train_dataset=data.train, eval_dataset=data.evaluation, **options, **kwargs)
         self.dtype = dtype
         # by whole steps: the order does not depend on how they are split over devices
         self.sampler = _LengthSampler(args.batch_size, data.lengths, args.seed)
@@ -304,16 +252,7 @@ class VlmTrainer(CardTrainer):
 
 
 def vlm_card(folder: Path, model: nn.Module, results: Sequence[EvaluationResult]) -> ModelCard:
-    """The model's own card, with data, recipe and result.
-
-    Args:
-        folder: Where it was saved.
-        model: What was trained, perhaps with an adapter.
-        results: One, of the run.
-
-    Returns:
-        The card, ready to `save`.
-    """
+    """The model's own card, with data, recipe and the one result: what `recipe_card` is for recipes."""
     (result,) = results
     config = getattr(model, "peft_config", {}).get("default")
     card = (model if config is None else model.get_base_model())._new_card()

@@ -47,7 +47,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class RecipeTask:
     """A task and its data. Subclasses declare a task: the attributes below, `load`, `metrics`, and what differs.
 
-    A subclass that belongs to a head has the name of its model in `TASK_MODELS`. Only these can join a multi-task run.
+    A task with a head has the name of its model in `TASK_MODELS`. Only these can join a multi-task run.
 
     Args:
         arguments: Options of its data, an instance of `data_class`.
@@ -84,12 +84,12 @@ class RecipeTask:
 
     @property
     def parts(self) -> Mapping[str, "RecipeTask"]:
-        """The tasks of a run, by the name that stands before their metrics: none where there is one task."""
+        """The tasks of a run, by the name that begins their metrics: "" where there is one task."""
         return {"": self}
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Scores for the table and the curve of a run; where there are none, all."""
+        """Scores for the table and the curve of a run; by default all."""
         return ()
 
     def load(self) -> Any:
@@ -101,13 +101,8 @@ class RecipeTask:
         return {"id2label": dict(enumerate(self.data.names))}
 
     def head(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
-        """Keyword arguments of the model's `from_pretrained`: its new head.
-
-        Args:
-            layers: Blocks or stages that it reads, from 0; by default the last.
-        """
-        read = {} if layers is None else {"out_indices": [layer + 1 for layer in layers]}
-        return self.head_fields() | read
+        """Keyword arguments of the model's `from_pretrained` for a head that reads these layers, from 0."""
+        return self.head_fields() | ({} if layers is None else {"out_indices": [layer + 1 for layer in layers]})
 
     def augmentation(self, patch_size: int) -> Augmentation | None:
         """How training images change; `None` with `--no_augment`."""
@@ -120,12 +115,7 @@ class RecipeTask:
         return TrainingRows(rows, processor, self.target, augmentation, self.seed)
 
     def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[Any, Any]:
-        """Rows to train on and to evaluate on.
-
-        Args:
-            processor: The image processor, with the size of the run.
-            patch_size: Of the encoder.
-        """
+        """Rows to train on and to evaluate on, for a processor with the size of the run, and for an encoder."""
         train = self.make_rows(self.data.train, processor, self.augmentation(patch_size))
         return train, self.make_rows(self.data.evaluation, processor)
 

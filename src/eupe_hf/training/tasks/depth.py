@@ -31,9 +31,9 @@ class DepthDataArguments(DataArguments):
     """Options of the data, and of depth maps."""
 
     label_column: str = field(default="depth_map", metadata={"help": "column with the depth maps"})
-    depth_scale: float = field(default=1.0, metadata={"help": "what a metre is in the maps: 1000 for millimetres"})
-    min_depth: float = field(default=1e-3, metadata={"help": "metres; what is not above it is unknown"})
-    max_depth: float = field(default=10.0, metadata={"help": "metres; what is above it is unknown"})
+    depth_scale: float = field(default=1.0, metadata={"help": "units of the maps in a metre: 1000 for millimetres"})
+    min_depth: float = field(default=1e-3, metadata={"help": "metres; depth up to it is unknown"})
+    max_depth: float = field(default=10.0, metadata={"help": "metres; depth above it is unknown"})
     crop: float = field(default=0.875, metadata={"help": "side of the part to train on, as a share of --size"})
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class DepthDataArguments(DataArguments):
             raise ValueError(f"--crop must be above 0 and at most 1, got {self.crop}.")
 
     def crop_size(self, patch_size: int) -> int:
-        """Side in pixels, in whole patches, of the part of a squashed image that is trained on."""
+        """Side in pixels, in whole patches, of the part of a resized image that is trained on."""
         return max(1, round(self.size * self.crop / patch_size)) * patch_size
 
 
@@ -56,12 +56,9 @@ def load_depth(arguments: DepthDataArguments, seed: int) -> TaskData:
     """Images with depth maps.
 
     Args:
-        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `depth/NAME.png` or `.npy`, or with such
-            folders under `train/` and `validation/`.
+        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `depth/NAME.png` or `.npy`, or with
+            folders of this kind under `train/` and `validation/`.
         seed: Of the held-out part.
-
-    Returns:
-        The data; there are no `names`.
 
     Raises:
         ValueError: No images, images without a map, maps of another size than their image, no known depth in a whole
@@ -85,7 +82,7 @@ def known_depth(depth: torch.Tensor, arguments: DepthDataArguments) -> torch.Ten
 
 
 def _check_depth(name: str, cells: tuple[Any, ...], arguments: DepthDataArguments) -> tuple[str, float, float, float]:
-    """The name of a map, its lowest and highest value as stored, and its largest known depth in metres, 0 if none."""
+    """The name of a map, its lowest and highest value as stored, and its largest known depth in metres, else 0."""
     image, depth = cells
     if depth.ndim != 2:
         raise ValueError(f"{name}: a depth map has one number per pixel, (height, width), got {tuple(depth.shape)}.")
@@ -97,7 +94,7 @@ def _check_depth(name: str, cells: tuple[Any, ...], arguments: DepthDataArgument
 
 
 def _check_unit(found: list[tuple[str, float, float, float]], what: str, arguments: DepthDataArguments) -> None:
-    """Refuse maps without any known depth, which mostly are in another unit; tell of single ones."""
+    """Refuse a part without any known depth, which is mostly in another unit; warn of single maps."""
     unknown = [name for name, _, _, known in found if not known]
     low, high, largest = min(row[1] for row in found), max(row[2] for row in found), max(row[3] for row in found)
     if len(unknown) == len(found):
@@ -108,10 +105,10 @@ def _check_unit(found: list[tuple[str, float, float, float]], what: str, argumen
             "another --max_depth."
         )
     if unknown:
-        told = f"{len(unknown)} of {len(found)} maps of the {what} part hold no known depth, {unknown[0]} first."
+        message = f"{len(unknown)} of {len(found)} maps of the {what} part hold no known depth, {unknown[0]} first."
         if arguments.strict:
-            raise ValueError(told)
-        logger.warning(told)
+            raise ValueError(message)
+        logger.warning(message)
     if largest < arguments.max_depth / 100:
         logger.warning(
             f"No depth of the {what} part is above {largest:g} metres, a hundredth of --max_depth: is --depth_scale "
@@ -123,12 +120,7 @@ class DepthRows(TrainingRows):
     """Rows with `labels` in metres, of the size of the image that goes into the model.
 
     Training takes crops as they come from the augmentation, so that a pixel is as large as at evaluation: at another
-    scale the same depth would look nearer or farther.
-
-    Args:
-        *args: As for `TrainingRows`, `target` "mask".
-        depth_scale: What a metre is in the maps.
-        **kwargs: As for `TrainingRows`.
+    scale the same depth would look nearer or farther. `depth_scale` says what a metre is in the maps.
     """
 
     def __init__(self, *args: Any, depth_scale: float = 1.0, **kwargs: Any):
@@ -136,7 +128,7 @@ class DepthRows(TrainingRows):
         self.depth_scale = depth_scale
 
     def encode(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """From a sample to `pixel_values`, and metres from the nearest pixel: no depth that was not there."""
+        """From a sample to `pixel_values`, and metres from the nearest pixel: depth is never interpolated."""
         options = {} if self.augmentation is None else {"do_resize": False}
         inputs = self.processor([sample["image"]], return_tensors="pt", **options)
         metres = sample["mask"].float() / self.depth_scale

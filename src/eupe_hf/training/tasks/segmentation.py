@@ -30,8 +30,8 @@ def load_segmentation(arguments: DataArguments, seed: int, reduce_labels: bool =
     """Images with label maps.
 
     Args:
-        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `masks/NAME.png`, or with such folders
-            under `train/` and `validation/`.
+        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `masks/NAME.png`, or with folders of this
+            kind under `train/` and `validation/`.
         seed: Of the held-out part.
         reduce_labels: Label 0 is ignored and 1 the first class, as in ADE20K.
 
