@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         patch_size = model.config.encoder.patch_size
         model = adapt(model, model_args)
 
-        # 4. The processor resizes images to a square; training augments those of each task as its own recipe does.
+        # 4. The processor resizes images to a square; training augments each task as its own recipe does.
         processor = AutoImageProcessor.from_pretrained(model_args.model)
         processor.size = {"height": data_args.size, "width": data_args.size}
 

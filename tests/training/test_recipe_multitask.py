@@ -342,7 +342,7 @@ def test_order_gives_every_step_as_many_rows_of_every_task(material: Path) -> No
     assert list(order) != found and all(part.rows.epoch == 1 for part in rows.parts.values())
 
 
-def test_a_row_that_comes_again_is_augmented_otherwise(material: Path) -> None:
+def test_a_repeated_row_is_augmented_differently(material: Path) -> None:
     processor = EupeImageProcessorPil(size={"height": 64, "width": 64})
     data = load_classification(DataArguments(str(material / "classification")), seed=0)
     augment = training_augmentation(DataArguments("", size=64), **ClassificationTask.crops)

@@ -228,7 +228,7 @@ def test_depth_data_is_refused(tmp_path: Path, damage: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["unreadable", "unknown"])
-def test_damaged_depth_maps_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_damaged_depth_maps_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     arguments = damaged_rooms(tmp_path / "rooms", damage)
     arguments.strict = False
     data = load_depth(arguments, seed=0)
@@ -236,7 +236,7 @@ def test_damaged_depth_maps_are_told_of(tmp_path: Path, caplog: pytest.LogCaptur
     assert ("Skipped 1 of 2 rows" if damage == "unreadable" else "hold no known depth") in caplog.text
 
 
-def test_metres_taken_for_millimetres_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_metres_taken_for_millimetres_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     draw_rooms(tmp_path / "metres", 4, seed=0, unit=1, kind="npy")
     load_depth(DepthDataArguments(str(tmp_path / "metres"), held_out=0.5, depth_scale=1000), seed=0)
     assert "No depth of the training part is above 0.005 metres" in caplog.text
@@ -448,7 +448,7 @@ def test_detection_data_is_refused(tmp_path: Path, damage: str, words: str) -> N
 
 
 @pytest.mark.parametrize("damage", ["degenerate", "unreadable"])
-def test_damaged_shapes_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_damaged_shapes_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     arguments = damaged_shapes(tmp_path / "shapes", damage)
     arguments.strict = False
     data = load_detection(arguments, seed=0)

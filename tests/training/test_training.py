@@ -428,7 +428,7 @@ def test_streaming_metrics_equal_the_whole() -> None:
     whole = SegmentationMetrics(4)
     whole.update(predicted_classes(logits, labels), labels)
     compute = StreamingMetrics(lambda: SegmentationMetrics(4))
-    for _ in range(2):  # the second run starts anew
+    for _ in range(2):  # the second run starts again
         for start in (0, 4, 8):
             part = slice(start, start + 4)
             batch = EvalPrediction(predicted_classes(logits[part], labels[part]), labels[part])

@@ -82,12 +82,7 @@ class Conversations(Dataset):
     """
 
     def __init__(
-        self,
-        data: Any,
-        folder: Path | str = "",
-        image_token: str = "<image>",
-        decode: bool = True,
-        rows: Sequence[int] | None = None,
+        self, data: Any, folder: Path | str = "", image_token: str = "<image>", decode: bool = True, rows: Any = None
     ):
         self.data, self.folder, self.image_token, self.decode = data, Path(folder), image_token, decode
         self.rows = range(len(data)) if rows is None else rows
@@ -99,16 +94,13 @@ class Conversations(Dataset):
         record = self.data[self.rows[row]]
         try:
             messages = _messages(record, self.image_token)
-            images = [self._locate(image) for image in _images(record)]
+            images = _images(record, self.folder)
             _check(messages, len(images))
         except ValueError as error:
             raise UnreadableError(f"{self.name(row).capitalize()}: {error}") from error
         if self.decode:
             images = [read_image(image, f"The image of {self.name(row)}") for image in images]
         return messages, images
-
-    def _locate(self, image: Any) -> Any:
-        return {"bytes": None, "path": str(self.folder / image)} if isinstance(image, str) else image
 
     def select(self, rows: Sequence[int]) -> "Conversations":
         """A part of the conversations."""
@@ -153,9 +145,10 @@ def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
     return sorted(parts, key=lambda part: part["type"] == "text") if len(pieces) == 2 else parts
 
 
-def _images(record: Mapping[str, Any]) -> list[Any]:
+def _images(record: Mapping[str, Any], folder: Path) -> list[Any]:
     given = record.get("images") if record.get("images") is not None else record.get("image")
-    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    images = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
+    return [{"bytes": None, "path": str(folder / image)} if isinstance(image, str) else image for image in images]
 
 
 def _check(messages: list[dict[str, Any]], images: int) -> None:
@@ -180,14 +173,7 @@ def _check(messages: list[dict[str, Any]], images: int) -> None:
 
 @dataclass
 class ConversationData:
-    """Conversations to train on, those held out, and the tokens that each has; for the Trainer what a task is.
-
-    Args:
-        arguments: Options.
-        train: To train on.
-        lengths: Tokens of each of these, images included.
-        evaluation: Those held out, if any.
-    """
+    """Conversations, as the Trainer takes a task: to train on, with the tokens of each, and held out, if any."""
 
     arguments: ConversationArguments
     train: Conversations

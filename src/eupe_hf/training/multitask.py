@@ -79,7 +79,7 @@ class _TasksData(InputArguments):
         return weights
 
     def of_task(self, task: str) -> DataArguments:
-        """Options of one task, as its own recipe has them: those of the run, and its own after the data set.
+        """Options of one task, as its own recipe has them: from the run, and its own from after the data set.
 
         Raises:
             ValueError: An option that the task does not have, or that must be one for all.
@@ -222,7 +222,7 @@ class MultiTaskRows(Dataset):
 
 
 class TaskOrder(Sampler[tuple[str, int]]):
-    """The order of training: for each step as many rows of every task, those of one task together.
+    """The order of training: for each step as many rows of every task, one task after the other.
 
     Each task takes its rows at random, again and again if it has fewer than others; the numbers of later rounds
     continue, so that a row is augmented differently each time. The order depends on the seed and the epoch alone.
@@ -260,10 +260,9 @@ class TaskOrder(Sampler[tuple[str, int]]):
 class MultiTaskTrainer(RecipeTrainer):
     """`RecipeTrainer` for an `EupeForMultiTask`: each step takes batches of every task, each evaluation all of them.
 
-    The loss is the mean over the tasks of their losses, each times its weight. Metrics are those of each task and its
-    loss without the weight, with its name before theirs; "score" is the mean over the tasks of the one that counts:
-    accuracy, mean IoU, delta1 and average precision, which are shares between 0 and 1. The options
-    `per_device_train_batch_size` and `gradient_accumulation_steps` are for each task.
+    The loss is the mean over the tasks of their losses, each times its weight. Metrics, and losses without the weight,
+    are named TASK_METRIC; "score" is the mean over the tasks of one share between 0 and 1: accuracy, mean IoU, delta1,
+    average precision. `per_device_train_batch_size` and `gradient_accumulation_steps` are for each task.
     """
 
     def __init__(self, task: MultiTask, processor: Any, patch_size: int, args: RecipeArguments, **kwargs: Any):

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Options of training: what there is, how they are read, and what is checked before anything is loaded."""
+"""Options of training, and what is checked before anything is loaded."""
 
 import argparse
 import contextlib
@@ -69,7 +69,8 @@ class RecipeArguments(OutputArguments):
     """The Trainer's own arguments, and what the recipes add to them."""
 
     layer_decay: float = field(
-        default=1.0, metadata={"help": "learning rate of a block (ConvNeXt: stage) over that of the one above it"}
+        default=1.0,
+        metadata={"help": "factor of the learning rate from a block (ConvNeXt: stage) to the one below"},
     )
     head_learning_rate: float | None = field(default=None, metadata={"help": "default: --learning_rate"})
     early_stopping: int | None = field(
@@ -164,7 +165,7 @@ def parse_options(
 
     Args:
         classes: Data classes of the options.
-        defaults: Defaults that replace those of the classes.
+        defaults: Replace the defaults of the classes.
         description: Shown by `--help`.
         arguments: The command line; by default the program's own.
         usage: The options that are needed.

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training run leaves behind: the model, its processor, results, a curve, and a card that says how it was made.
+"""What a training run saves: the model, its processor, results, a curve, and a card that says how it was made.
 
 Needs `pip install 'eupe-hf[train]'`.
 """

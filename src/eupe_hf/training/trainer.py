@@ -92,7 +92,7 @@ class CardTrainer(Trainer):
         return self.optimizer
 
     def settle(self) -> None:
-        """Make the model what is evaluated and saved: with `--merge` an ordinary one."""
+        """Turn the model into what is evaluated and saved: an ordinary one with `--merge`."""
         if self.args.merge:
             self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model).merge_and_unload()
 
@@ -134,7 +134,7 @@ def adapt(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
     config = lora_config(model, r=arguments.rank, targets=targets, **options)
     import peft
 
-    if arguments.quantize:  # after the configuration, which takes for new what is trained
+    if arguments.quantize:  # after the configuration, which trains in full what is not frozen
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return peft.get_peft_model(model, config)
 

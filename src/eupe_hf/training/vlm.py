@@ -65,7 +65,7 @@ class VlmModelArguments(AdapterArguments):
     )
     vision: str = field(default="eupe-b", metadata={"help": "the encoder: a short name, a Hub id or a folder"})
     text: str | None = field(default=None, metadata={"help": "a causal language model to join it with"})
-    model: str | None = field(default=None, metadata={"help": "instead of both a VLM, such as stage 1 leaves"})
+    model: str | None = field(default=None, metadata={"help": "instead of both: a VLM, as stage 1 saves it"})
     size: int = field(default=384, metadata={"help": "side in pixels to which images are resized"})
     scale_factor: int = field(default=1, metadata={"help": "2: a quarter of the image tokens"})
     vision_feature_layer: list[int] | None = field(
@@ -144,7 +144,7 @@ def load_vlm(arguments: VlmModelArguments) -> tuple[EupeLlavaForConditionalGener
         model = EupeLlavaForConditionalGeneration.from_pretrained(arguments.model)
         if model._hf_peft_config_loaded:
             raise ValueError(
-                f"--model {arguments.model} is an adapter: give a whole model, such as training with --merge saves."
+                f"--model {arguments.model} is an adapter: give a whole model, as training with --merge saves it."
             )
         return model, EupeLlavaProcessor.from_pretrained(arguments.model)
     return EupeLlavaForConditionalGeneration.from_vision_text(

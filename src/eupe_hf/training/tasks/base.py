@@ -131,7 +131,7 @@ class RecipeTask:
         """The loss of a batch to report, from the output of the model and what was trained on."""
         return loss
 
-    # ---- what is said ----
+    # ---- reports ----
 
     def summary(self) -> list[str]:
         """What the data holds, in a line per task."""
@@ -156,4 +156,6 @@ class RecipeTask:
 
     def use(self, folder: str) -> str:
         """How to use what was trained."""
-        return f"pipeline({self.model_class()._pipeline_tag!r}, model={folder!r}) runs it."
+        if (model_class := self.model_class()) is None:
+            return f"AutoModel.from_pretrained({folder!r}) loads it."
+        return f"pipeline({model_class._pipeline_tag!r}, model={folder!r}) runs it."

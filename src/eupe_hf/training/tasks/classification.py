@@ -17,8 +17,7 @@ from .base import RecipeTask
 def load_classification(arguments: DataArguments, seed: int) -> TaskData:
     """Images with one class each.
 
-    Class names are those of the data set or of `--labels`; where the column holds neither names nor a `ClassLabel`,
-    the values that occur, in order.
+    Class names come from the data set or from `--labels`; else they are the values of the column, in order.
 
     Raises:
         ValueError: Empty class folders, no images, labels beyond the classes, fewer than two classes, and, with

@@ -54,16 +54,16 @@ def load_detection(arguments: DetectionDataArguments, seed: int) -> TaskData:
     """Images with boxes.
 
     Args:
-        arguments: `dataset` may also be a folder with COCO's JSON, as `training_coco` says. In other data sets a
-            column has, per image, `bbox`, as in COCO, and `category`, as lists or one by one.
+        arguments: `dataset` may also be a folder with COCO's JSON, as in `data.coco`. In other data sets a column has,
+            per image, `bbox`, as in COCO, and `category`, as lists or one by one.
         seed: Of the held-out part.
 
     Returns:
-        The data, with category ids mapped to 0, 1, ... in their order. Boxes that are no boxes are still in it.
+        The data, with category ids mapped to 0, 1, ... in their order. Faulty boxes are still in it.
 
     Raises:
-        ValueError: No images, no boxes in one of the parts, categories that have no name or two, and, with `--strict`,
-            unreadable files and boxes without an area inside their image.
+        ValueError: No images, no boxes in one of the parts, categories without a name or with two, and, with
+            `--strict`, unreadable files and boxes without an area inside their image.
     """
     if is_coco_folder(arguments.dataset):
         train, evaluation, split, names = load_coco(arguments, seed)

@@ -36,7 +36,7 @@ def load_segmentation(arguments: DataArguments, seed: int, reduce_labels: bool =
         reduce_labels: Label 0 is ignored and 1 the first class, as in ADE20K.
 
     Returns:
-        The data; `names` are those of `--labels`, or the numbers of the classes that the maps use.
+        The data; `names` come from `--labels`, or are the numbers of the classes in the maps.
 
     Raises:
         ValueError: No images, images without a map, maps of another size than their image, class ids beyond
