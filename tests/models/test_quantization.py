@@ -171,7 +171,7 @@ def test_recipe_trains_on_quantized_weights(
             picture = (np.array(colour) + noise.integers(-50, 50, (64, 64, 3))).astype(np.uint8)
             Image.fromarray(picture).save(tmp_path / "classes" / name / f"{i}.png")
     options: dict[str, Any] = {
-        "--dataset": tmp_path / "classes", "--held_out": 0.2, "--encoder": encoders / family,
+        "--dataset": tmp_path / "classes", "--held_out": 0.2, "--model": encoders / family,
         "--output_dir": tmp_path / "out", "--size": 64, "--per_device_train_batch_size": 8, "--quantize": bits,
         "--dataloader_num_workers": 0, "--logging_steps": 1, "--use_cpu": True, "--num_train_epochs": 5,
     }  # fmt: skip
