@@ -9,27 +9,27 @@ r"""Train a vision-language model on an EUPE encoder by the recipe of LLaVA-1.5,
 
 Stage 1 joins encoder and language model and trains the projector between them; stage 2 trains projector and language
 model, or adapters. --dataset is a JSON file in LLaVA's format, or a data set (a folder or an id on the Hub) with the
-columns `messages` and `images`. Answers alone are learned. The output folder gets the model (with --lora: adapter and
-projector, for the base that --model names; --merge: an ordinary model), processor, card, results.json and curve.png;
-`AutoModelForImageTextToText.from_pretrained` and `pipeline("image-text-to-text")` take it. --batch_size counts the
-examples of a step on all devices together. All options of transformers' TrainingArguments work as well.
-Several GPUs: `accelerate launch --config_file` with a file from examples/accelerate. Needs
-`pip install 'eupe-hf[train]'`.
+columns `messages` and `images`. The model learns the answers alone. The output folder gets the model (with --lora:
+adapter and projector, for the base that --model names; --merge: an ordinary model), processor, card, results.json and
+curve.png; `AutoModelForImageTextToText.from_pretrained` and `pipeline("image-text-to-text")` load it. --batch_size
+counts the examples of a step on all devices together. LoRA's alpha is the rank; LLaVA-1.5 has twice that: --alpha 256.
+All options of transformers' TrainingArguments work as well. Several GPUs: `accelerate launch --config_file` with a
+file from examples/accelerate. Needs `pip install 'eupe-hf[train]'`.
 """
 
 from collections.abc import Sequence
 
 from transformers import logging, set_seed
 
-from eupe_hf.training import one_sentence
-from eupe_hf.training.conversations import ConversationCollator, load_conversations
-from eupe_hf.training.vlm import VlmTrainer, adapt_vlm, finish_vlm, load_vlm, parse_vlm
+from eupe_hf.training import finish, one_sentence
+from eupe_hf.training.conversations import load_conversations
+from eupe_hf.training.vlm import VlmTrainer, adapt_vlm, load_vlm, parse_vlm, vlm_card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train one stage, and leave a folder that can be loaded."""
     logging.set_verbosity_error()
-    with one_sentence():  # whatever is wrong with the input is said before the first step
+    with one_sentence():  # wrong input ends here, before the first step
         # 1. Options: of the models, of the data, and of the Trainer, by default LLaVA-1.5's for the stage.
         model_args, data_args, args = parse_vlm(__doc__, arguments)
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, processor = load_vlm(model_args)
         dtype = model.dtype  # to save in
 
-        # 3. Conversations: every image opened once, image places counted, too long ones left out, none ever truncated.
+        # 3. Conversations: every image is opened once, image places are counted, long ones are left out, none is cut.
         context = getattr(model.config.text_config, "max_position_embeddings", None)
         data = load_conversations(data_args, processor, context, args.seed)
 
@@ -46,27 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = adapt_vlm(model, model_args)
 
         # 5. The Trainer, with examples of similar length in a batch and labels on what the assistant says.
-        trainer = VlmTrainer(
-            model=model,
-            args=args,
-            train_dataset=data.train,
-            eval_dataset=data.evaluation,
-            data_collator=ConversationCollator(processor),
-            processing_class=processor,
-            lengths=data.lengths,
-        )
-    trained, total = trainer.get_num_trainable_parameters(), sum(p.numel() for p in model.parameters())
-    say = trainer.accelerator.print  # once, however many processes there are
-    say(f"{len(data.train)} conversations to train on, {sum(data.lengths) / len(data.lengths):.0f} tokens on average.")
-    say(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%}).")
+        trainer = VlmTrainer(data, processor, args, dtype, model=model)
+    trainer.announce()
 
     # 6. Train, from the start or from a checkpoint.
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # 7. Save the model with its processor, results, curve and card, and push it with --push_to_hub.
-    for name, score in finish_vlm(trainer, model_args, data_args, data, dtype).items():
-        say(f"{name.replace('_', ' ').capitalize()}: {score:.4f}.")
-    say(f"Saved {args.output_dir}: python examples/chat_vlm.py --model {args.output_dir} --image PHOTO talks to it.")
+    trainer.accelerator.print(finish(trainer, model_args, vlm_card))
 
 
 if __name__ == "__main__":

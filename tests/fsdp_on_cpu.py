@@ -1,8 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Run a recipe with FSDP2 in processes on the CPU: `accelerate launch ... fsdp_on_cpu.py RECIPE OPTIONS`.
 
-accelerate shards weights over accelerators alone, though torch does it on CPUs as well, with gloo. Here it is told
-that the CPUs are accelerators; all else is as on GPUs.
+accelerate shards weights over accelerators alone, though torch does it on CPUs as well, with gloo. Here the CPUs
+pass for accelerators; all else is as on GPUs.
 """
 
 import runpy

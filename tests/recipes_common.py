@@ -88,22 +88,23 @@ def coco_of_shapes(folder: Path, count: int, seed: int) -> dict[str, Any]:
 # ---- runs ----
 
 
-def keep_evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What `RecipeTrainer.prediction_step` gives in the last evaluation of a run, batch by batch, is put there."""
+def keep_evaluated(monkeypatch: pytest.MonkeyPatch, trainer: type[RecipeTrainer] = RecipeTrainer) -> list[Any]:
+    """The outputs of the model in the last evaluation of a run, batch by batch, are put there."""
     outputs: list[Any] = []
-    evaluate, step = RecipeTrainer.evaluate, RecipeTrainer.prediction_step
+    evaluate, loss = trainer.evaluate, trainer.compute_loss
 
-    def evaluate_anew(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
+    def evaluate_again(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
         outputs.clear()
         return evaluate(self, *args, **kwargs)
 
-    def step_and_keep(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
-        result = step(self, *args, **kwargs)
-        outputs.append(result[1])
+    def loss_and_keep(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
+        result = loss(self, *args, **kwargs)
+        if kwargs.get("return_outputs"):
+            outputs.append(result[1])
         return result
 
-    monkeypatch.setattr(RecipeTrainer, "evaluate", evaluate_anew)
-    monkeypatch.setattr(RecipeTrainer, "prediction_step", step_and_keep)
+    monkeypatch.setattr(trainer, "evaluate", evaluate_again)
+    monkeypatch.setattr(trainer, "compute_loss", loss_and_keep)
     return outputs
 
 

@@ -70,7 +70,7 @@ def make(name: str, kind: str, rank: int) -> nn.Module:
         return peft.get_peft_model(model, lora_config(model, r=rank)).train()
     if kind == "peer":
         targets = DINOV3_TARGETS[model.config.backbone_type]
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=["head"])
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, modules_to_save=["head"])
         return peft.get_peft_model(Dinov3Classifier(model), config).train()
     return model.train()
 

@@ -32,9 +32,16 @@ from torch import nn
 from transformers import PrinterCallback, logging, set_seed
 
 from eupe_hf import EupeConfig, EupeForImageClassification, EupeImageProcessor
-from eupe_hf.evaluation import ClassificationMetrics
-from eupe_hf.training import RecipeArguments, RecipeTrainer, StreamingMetrics, adapt, parameter_groups, parse_recipe
-from eupe_hf.training.tasks.base import predicted_classes
+from eupe_hf.data.splits import TaskData
+from eupe_hf.training import (
+    RecipeArguments,
+    RecipeTrainer,
+    adapt,
+    parameter_groups,
+    parse_recipe,
+    rate_by_depth,
+)
+from eupe_hf.training.tasks.classification import ClassificationTask
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -137,6 +144,19 @@ DATA: dict[str, Callable[[], tuple[Part, Part]]] = {"digits": digits, "patches":
 # ---- fine-tuning ----
 
 
+class PreparedImages(ClassificationTask):
+    """Classification of images that are ready for the model, without augmentation; its arguments are both parts."""
+
+    def load(self) -> TaskData:
+        """The parts as they are."""
+        train, test = self.arguments
+        return TaskData(train, test, [str(i) for i in range(1 + max(int(row["labels"]) for row in train))], "test")
+
+    def rows(self, processor: Any, patch_size: int) -> tuple[Part, Part]:
+        """The parts as they are."""
+        return self.data.train, self.data.evaluation
+
+
 def options_of(setting: Setting, folder: str, factor: float, steps: int, seed: int) -> tuple[Any, RecipeArguments]:
     """The recipe's options of the model and of the Trainer, with its learning rates times a factor."""
     fixed: dict[str, Any] = {
@@ -146,7 +166,7 @@ def options_of(setting: Setting, folder: str, factor: float, steps: int, seed: i
         "--logging_strategy": "no",
     }  # fmt: skip
     line = [str(part) for pair in fixed.items() for part in pair]
-    model_args, _, args = parse_recipe("classification", "", [*line, *setting.options])
+    model_args, _, args = parse_recipe(ClassificationTask, "", [*line, *setting.options])
     args.learning_rate *= factor
     if args.head_learning_rate is not None:
         args.head_learning_rate *= factor
@@ -160,16 +180,9 @@ def finetune(
     with tempfile.TemporaryDirectory() as folder:
         model_args, args = options_of(setting, folder, factor, steps, seed)
         set_seed(seed)
-        num_labels = 1 + max(int(row["labels"]) for row in train)
-        model = EupeForImageClassification.from_pretrained(encoder, num_labels=num_labels)
-        trainer = RecipeTrainer(
-            model=adapt(model, model_args),
-            args=args,
-            train_dataset=train,
-            eval_dataset=test,
-            compute_metrics=StreamingMetrics(lambda: ClassificationMetrics(num_labels)),
-            preprocess_logits_for_metrics=predicted_classes,
-        )
+        task = PreparedImages((train, test), seed)
+        model = EupeForImageClassification.from_pretrained(encoder, **task.head())
+        trainer = RecipeTrainer(task, None, model.config.patch_size, args, model=adapt(model, model_args))
         trainer.remove_callback(PrinterCallback)
         trained = trainer.get_num_trainable_parameters()
         trainer.train()
@@ -243,8 +256,8 @@ def step_times(encoder: Path, family: str, rounds: int) -> dict[str, float]:
 def _stepper(
     model: nn.Module, args: RecipeArguments, pixels: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[], None]:
-    rates = (args.learning_rate, args.weight_decay, args.layer_decay, args.head_learning_rate)
-    optimizer = torch.optim.AdamW(parameter_groups(model, *rates))
+    rate_of = rate_by_depth(model, args.learning_rate, args.layer_decay, args.head_learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(model, rate_of, args.weight_decay))
 
     def step() -> None:
         model(pixel_values=pixels, labels=labels).loss.backward()

@@ -135,6 +135,6 @@ def test_every_recipe_explains_itself(capsys: pytest.CaptureFixture[str]) -> Non
         shown = capsys.readouterr().out
         assert exit_.value.code == 0 and script["__doc__"].splitlines()[0] in shown
         data = {f"--{task}" for task in tasks if task != "multitask"} if "multitask" in path.stem else {"--dataset"}
-        assert data | {"--encoder", "--mode", "--rank", "--merge", "--layer_decay", "--max_steps"} <= set(
+        assert data | {"--model", "--mode", "--rank", "--merge", "--layer_decay", "--max_steps"} <= set(
             shown.replace(",", " ").split()
         )

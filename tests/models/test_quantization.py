@@ -27,6 +27,7 @@ from eupe_hf.hub import short_names as hub
 from eupe_hf.lora import load_peft_model, lora_config
 from eupe_hf.models.modeling_eupe_loading import without_heads
 from eupe_hf.training import parse_recipe
+from eupe_hf.training.tasks import ClassificationTask
 
 
 WIDE = {
@@ -170,7 +171,7 @@ def test_recipe_trains_on_quantized_weights(
             picture = (np.array(colour) + noise.integers(-50, 50, (64, 64, 3))).astype(np.uint8)
             Image.fromarray(picture).save(tmp_path / "classes" / name / f"{i}.png")
     options: dict[str, Any] = {
-        "--dataset": tmp_path / "classes", "--held_out": 0.2, "--encoder": encoders / family,
+        "--dataset": tmp_path / "classes", "--held_out": 0.2, "--model": encoders / family,
         "--output_dir": tmp_path / "out", "--size": 64, "--per_device_train_batch_size": 8, "--quantize": bits,
         "--dataloader_num_workers": 0, "--logging_steps": 1, "--use_cpu": True, "--num_train_epochs": 5,
     }  # fmt: skip
@@ -195,7 +196,7 @@ def test_what_is_left_out_can_be_chosen(given: list[str] | None) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--mode", "probe"), "--quantize goes with --mode lora"),
+        (("--mode", "probe"), "--quantize requires --mode lora"),
         (("--merge",), "--merge would round the adapter to the quantized weights"),
         ((), "--quantize needs bitsandbytes: pip install bitsandbytes"),
     ],
@@ -207,4 +208,4 @@ def test_quantized_training_that_cannot_be_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     command = ["--dataset", "d", "--output_dir", str(tmp_path / "out"), "--quantize", "4bit", *options]
     with pytest.raises((ImportError, ValueError), match=words):
-        parse_recipe("classification", "", command)
+        parse_recipe(ClassificationTask, "", command)

@@ -27,6 +27,7 @@ from recipes_common import (
     draw_maps,
     draw_rooms,
     interrupt_and_resume,
+    keep_evaluated,
     losses,
     scores,
 )
@@ -37,15 +38,16 @@ from eupe_hf.data.options import DataArguments
 from eupe_hf.lora import load_peft_model
 from eupe_hf.training.augmentation import training_augmentation
 from eupe_hf.training.multitask import (
+    MultiTask,
     MultiTaskDataArguments,
     MultiTaskRows,
     MultiTaskTrainer,
     TaskOrder,
-    collate_task,
-    load_tasks,
 )
 from eupe_hf.training.rows import TrainingRows
-from eupe_hf.training.tasks.classification import load_classification
+from eupe_hf.training.tasks.base import collate
+from eupe_hf.training.tasks.classification import ClassificationTask, load_classification
+from eupe_hf.training.tasks.depth import DepthTask
 
 
 SCORES = {"classification": "accuracy", "segmentation": "mean_iou", "depth": "delta1", "detection": "ap"}
@@ -89,7 +91,7 @@ def run(tmp_path: Path, material: Path, capsys: pytest.CaptureFixture[str]) -> R
         main = runpy.run_path(str(ROOT / "examples" / "finetune_lora_multitask.py"))["main"]
         folder = tmp_path / output
         usual = {
-            "--encoder": material / family, "--output_dir": folder, "--size": 64, "--per_device_train_batch_size": 6,
+            "--model": material / family, "--output_dir": folder, "--size": 64, "--per_device_train_batch_size": 6,
             "--dataloader_num_workers": 0, "--logging_steps": 1, "--disable_tqdm": True, "--use_cpu": True,
         }  # fmt: skip
         words = [part for option in usual.items() for part in option]
@@ -101,25 +103,9 @@ def run(tmp_path: Path, material: Path, capsys: pytest.CaptureFixture[str]) -> R
 
 
 @pytest.fixture
-def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[torch.Tensor]]:
-    """What the heads gave in the last evaluation of a run, batch by batch."""
-    outputs: dict[str, list[torch.Tensor]] = {}
-    evaluate, loss = MultiTaskTrainer.evaluate, MultiTaskTrainer.compute_loss
-
-    def evaluate_anew(self: MultiTaskTrainer, *args: Any, **kwargs: Any) -> Any:
-        outputs.clear()
-        return evaluate(self, *args, **kwargs)
-
-    def loss_and_keep(self: MultiTaskTrainer, *args: Any, **kwargs: Any) -> Any:
-        result = loss(self, *args, **kwargs)
-        if kwargs.get("return_outputs"):
-            ((name, output),) = result[1].predictions.items()
-            outputs.setdefault(name, []).append(main_output(output))
-        return result
-
-    monkeypatch.setattr(MultiTaskTrainer, "evaluate", evaluate_anew)
-    monkeypatch.setattr(MultiTaskTrainer, "compute_loss", loss_and_keep)
-    return outputs
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The outputs of the model in the last evaluation of a run, batch by batch."""
+    return keep_evaluated(monkeypatch, MultiTaskTrainer)
 
 
 def main_output(output: Any) -> torch.Tensor:
@@ -131,28 +117,31 @@ def task_rows(material: Path, processor: Any, *tasks: str) -> dict[str, tuple[Tr
     options: dict[str, Any] = {task: [str(material / task)] for task in tasks}
     if "depth" in options:
         options["depth"] += ["depth_scale=1000", "max_depth=8"]
-    loaded = load_tasks(MultiTaskDataArguments(**options, size=64, augment=False), seed=0)
-    return {name: task.rows(processor, 16) for name, task in loaded.items()}
+    loaded = MultiTask(MultiTaskDataArguments(**options, size=64, augment=False), seed=0)
+    return {name: task.rows(processor, 16) for name, task in loaded.parts.items()}
 
 
 @torch.no_grad()
-def assert_reloads(model: Any, material: Path, folder: Path, evaluated: dict[str, list[torch.Tensor]]) -> None:
+def assert_reloads(model: Any, material: Path, folder: Path, evaluated: list[Any]) -> None:
     """The model gives bit for bit what was evaluated, in the Trainer's batches of 8."""
-    processor = AutoImageProcessor.from_pretrained(folder)
-    for name, (_, rows) in task_rows(material, processor, *evaluated).items():
+    processor, expected = AutoImageProcessor.from_pretrained(folder), {}
+    for output in evaluated:
+        ((name, prediction),) = output.predictions.items()
+        expected.setdefault(name, []).append(main_output(prediction))
+    for name, (_, rows) in task_rows(material, processor, *expected).items():
         images = torch.stack([row["pixel_values"] for row in rows]).split(8)
         found = [main_output(model.eval()(batch, tasks=[name]).predictions[name]) for batch in images]
-        assert torch.equal(torch.cat(found), torch.cat(evaluated[name])), name
+        assert torch.equal(torch.cat(found), torch.cat(expected[name])), name
 
 
 @pytest.mark.parametrize(("family", "tasks"), [("vit", tuple(SCORES)), ("convnext", ("classification", "depth"))])
 def test_tasks_learn_together_and_reload_exactly(
-    run: Run, material: Path, evaluated: dict[str, list[torch.Tensor]], family: str, tasks: tuple[str, ...]
+    run: Run, material: Path, evaluated: list[Any], family: str, tasks: tuple[str, ...]
 ) -> None:
     folder, printed = run(tasks, "adapter", "--num_train_epochs", 5, "--learning_rate", "5e-3",
                           "--head_learning_rate", "2e-2", "--colour", 0, "--layers", 0, 1, family=family)  # fmt: skip
     assert_falls(folder, 0.8)
-    assert "classification: 24 images to train on, 8 to evaluate on." in printed
+    assert "classification: 24 images to train on, 8 to evaluate on, 2 classes." in printed
     found = scores(folder)
     for task in tasks:
         assert {f"{task}_loss", f"{task}_{SCORES[task]}"} <= found.keys()
@@ -221,7 +210,7 @@ def test_a_step_follows_the_weighted_mean_of_the_losses(run: Run, material: Path
     set_seed(42)
     model = EupeForMultiTask.from_pretrained(material / "convnext", heads=heads).train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    loss = sum(model(**collate_task([rows[place] for place in order[i : i + 6]])).loss for i in (0, 6)) / 2
+    loss = sum(model(**collate([rows[place] for place in order[i : i + 6]])).loss for i in (0, 6)) / 2
     loss.backward()
     assert losses(folder) == pytest.approx([loss.item()], abs=1e-5)
     after = dict(EupeForMultiTask.from_pretrained(folder).named_parameters())
@@ -240,7 +229,7 @@ def test_several_processes_give_the_curve_of_one(run: Run, material: Path, tmp_p
     two = tmp_path / "two"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-        ROOT / "examples" / "finetune_lora_multitask.py", *data_options(material, *tasks), "--encoder",
+        ROOT / "examples" / "finetune_lora_multitask.py", *data_options(material, *tasks), "--model",
         material / "convnext", "--output_dir", two, "--size", 64, "--dataloader_num_workers", 0, "--use_cpu",
         "--ddp_backend", "gloo", "--logging_steps", 1, *options,
     ]  # fmt: skip
@@ -253,9 +242,7 @@ def test_several_processes_give_the_curve_of_one(run: Run, material: Path, tmp_p
 
 
 @pytest.mark.parametrize("mode", ["lora", "probe", "full"])
-def test_modes_train_what_they_say(
-    run: Run, material: Path, evaluated: dict[str, list[torch.Tensor]], mode: str
-) -> None:
+def test_modes_train_what_they_say(run: Run, material: Path, evaluated: list[Any], mode: str) -> None:
     folder, _ = run(BASIC, mode, "--mode", mode, "--max_steps", 2, *(["--merge"] if mode == "lora" else []))
     assert not (folder / "adapter_config.json").exists()
     model = AutoModel.from_pretrained(folder)
@@ -297,17 +284,17 @@ def test_options_of_the_trainer_and_of_single_tasks(run: Run) -> None:
         (BASIC, ["--task_weights", "segmentation=0"], "must be above 0, got 'segmentation=0'"),
         (BASIC, ["--epoch_of", "depth"], "--epoch_of must be a task with data, classification, segmentation, got"),
         (BASIC, ["--depth", "nowhere"], "--depth nowhere: The data set nowhere cannot be loaded"),
-        (BASIC, ["--segmentation", "nowhere", "depth_scale=3"], "--segmentation nowhere: there is no 'depth_scale=3'; "
-         "after the data set go NAME=VALUE of augment, check"),
-        (BASIC, ["--segmentation", "nowhere", "size=3"], "there is no 'size=3'"),
-        (BASIC, ["--segmentation", "nowhere", "streaming=true"], "there is no 'streaming=true'"),
-        (BASIC, ["--segmentation", "nowhere", "--streaming"], "Several tasks cannot be streamed: their turns follow"),
+        (BASIC, ["--segmentation", "nowhere", "depth_scale=3"], "--segmentation nowhere: there is no option "
+         "'depth_scale=3'; after the data set give NAME=VALUE of augment, check"),
+        (BASIC, ["--segmentation", "nowhere", "size=3"], "there is no option 'size=3'"),
+        (BASIC, ["--segmentation", "nowhere", "streaming=true"], "there is no option 'streaming=true'"),
+        (BASIC, ["--segmentation", "nowhere", "--streaming"], "Several tasks cannot be streamed: their order depends"),
         (BASIC, ["--depth", "nowhere", "depth_scale=0"], "--depth nowhere: --depth_scale must be above 0, got 0"),
         (BASIC, ["--depth", "nowhere", "depth_scale=x"], "--depth: error: argument --depth_scale/--depth-scale: "
          "invalid float value: 'x'"),
         (BASIC, ["--metric_for_best_model", "depth_rmse"], "must be score, loss, or a metric of classification, "
          "segmentation, such as classification_accuracy; got 'depth_rmse'"),
-        (BASIC, ["--encoder", "./nowhere"], "nowhere"),
+        (BASIC, ["--model", "./nowhere"], "nowhere"),
         (BASIC, ["--layers", "7"], "out_indices"),
     ],
 )  # fmt: skip
@@ -355,23 +342,23 @@ def test_order_gives_every_step_as_many_rows_of_every_task(material: Path) -> No
     assert list(order) != found and all(part.rows.epoch == 1 for part in rows.parts.values())
 
 
-def test_a_row_that_comes_again_is_augmented_otherwise(material: Path) -> None:
+def test_a_repeated_row_is_augmented_differently(material: Path) -> None:
     processor = EupeImageProcessorPil(size={"height": 64, "width": 64})
     data = load_classification(DataArguments(str(material / "classification")), seed=0)
-    augment = training_augmentation("classification", DataArguments("", size=64))
+    augment = training_augmentation(DataArguments("", size=64), **ClassificationTask.crops)
     rows = TrainingRows(data.train, processor, "class", augment)
     again = rows[3 + len(rows)]
     assert again["labels"] == rows[3]["labels"]
     assert not torch.equal(again["pixel_values"], rows[3]["pixel_values"])
     assert torch.equal(again["pixel_values"], rows[3 + len(rows)]["pixel_values"])
-    assert training_augmentation("depth", DataArguments("", augment=False)) is None
+    assert training_augmentation(DataArguments("", augment=False), **DepthTask.crops) is None
 
 
 def test_a_batch_is_of_one_task(material: Path) -> None:
     parts = task_rows(material, EupeImageProcessorPil(size={"height": 64, "width": 64}), "depth", "detection")
     rows = MultiTaskRows({name: train for name, (train, _) in parts.items()})
-    batch = collate_task([rows["depth", 0], rows["depth", 1]])
+    batch = collate([rows["depth", 0], rows["depth", 1]])
     assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["tasks"] == ["depth"]
     assert batch["labels"]["depth"].shape == (2, 64, 64)
-    batch = collate_task([rows["detection", row] for row in (0, 1, 15)])
+    batch = collate([rows["detection", row] for row in (0, 1, 15)])
     assert [len(label["boxes"]) > 0 for label in batch["labels"]["detection"]] == [True, True, False]

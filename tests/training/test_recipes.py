@@ -62,7 +62,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, material: Path, capsys:
         folder = tmp_path / output
         data = {"classification": "classes", "segmentation": "maps"}[task]
         usual = {
-            "--dataset": material / data, "--encoder": material / family, "--output_dir": folder, "--size": 64,
+            "--dataset": material / data, "--model": material / family, "--output_dir": folder, "--size": 64,
             "--per_device_train_batch_size": 8, "--dataloader_num_workers": 0, "--logging_steps": 1,
             "--disable_tqdm": True, "--use_cpu": True,
         }  # fmt: skip
@@ -74,8 +74,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, material: Path, capsys:
 
 
 @pytest.fixture
-def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The logits of the last evaluation of a run, batch by batch."""
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The outputs of the model in the last evaluation of a run, batch by batch."""
     return keep_evaluated(monkeypatch)
 
 
@@ -91,7 +91,7 @@ def classification_rows(material: Path, folder: Path) -> TrainingRows:
     return TrainingRows(data.evaluation, AutoImageProcessor.from_pretrained(folder), "class")
 
 
-def test_classification_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[torch.Tensor]) -> None:
+def test_classification_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[Any]) -> None:
     folder, printed = run("classification", "adapter", "--num_train_epochs", 5, "--colour", 0)
     assert_falls(folder, 0.7)
     assert "24 images to train on, 8 to evaluate on, 2 classes." in printed
@@ -103,7 +103,7 @@ def test_classification_learns_and_reloads_exactly(run: Run, material: Path, eva
     assert {"adapter_model.safetensors", "curve.png", "README.md"} <= {file.name for file in folder.iterdir()}
     assert not (folder / "model.safetensors").exists()
 
-    logits = torch.cat(evaluated)
+    logits = torch.cat([output.logits for output in evaluated])
     model = AutoModelForImageClassification.from_pretrained(folder)
     assert isinstance(model, EupeForImageClassification) and model.config.id2label == {0: "blue", 1: "red"}
     assert torch.equal(reloaded_logits(model, classification_rows(material, folder)), logits)
@@ -146,7 +146,7 @@ def test_pushed_adapter_loads_from_the_hub(run: Run, tmp_path: Path, monkeypatch
         assert torch.equal(found.eval()(image).logits, here.eval()(image).logits)
 
 
-def test_segmentation_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[torch.Tensor]) -> None:
+def test_segmentation_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[Any]) -> None:
     names = ("--labels", material / "names.txt", "--layers", 0, 1, 2, 3)
     folder, printed = run("segmentation", "adapter", *names, "--num_train_epochs", 15, "--learning_rate", "5e-3",
                           "--head_learning_rate", "2e-2", family="convnext")  # fmt: skip
@@ -158,7 +158,7 @@ def test_segmentation_learns_and_reloads_exactly(run: Run, material: Path, evalu
     assert isinstance(model, EupeForSegmentation) and model.config.id2label == {0: "ground", 1: "box"}
     data = load_segmentation(DataArguments(str(material / "maps")), seed=0)
     rows = TrainingRows(data.evaluation, AutoImageProcessor.from_pretrained(folder), "mask")
-    assert torch.equal(reloaded_logits(model, rows), torch.cat(evaluated))
+    assert torch.equal(reloaded_logits(model, rows), torch.cat([output.logits for output in evaluated]))
 
 
 @pytest.mark.parametrize(("task", "family"), [("classification", "vit"), ("segmentation", "convnext")])
@@ -203,7 +203,7 @@ def test_small_batches_and_several_processes_give_the_same_curve(run: Run, mater
     two = tmp_path / "two"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-        ROOT / "examples" / "finetune_lora_classification.py", "--dataset", material / "classes", "--encoder",
+        ROOT / "examples" / "finetune_lora_classification.py", "--dataset", material / "classes", "--model",
         material / "convnext", "--output_dir", two, "--size", 64, "--dataloader_num_workers", 0, "--use_cpu",
         "--ddp_backend", "gloo", *options, *halves,
     ]  # fmt: skip
@@ -214,13 +214,13 @@ def test_small_batches_and_several_processes_give_the_same_curve(run: Run, mater
     assert losses(two) == pytest.approx(losses(whole), abs=1e-5)
 
 
-def test_merged_model_is_an_ordinary_one(run: Run, material: Path, evaluated: list[torch.Tensor]) -> None:
+def test_merged_model_is_an_ordinary_one(run: Run, material: Path, evaluated: list[Any]) -> None:
     folder, _ = run("classification", "merged", "--merge", "--num_train_epochs", 3, "--colour", 0)
     assert (folder / "model.safetensors").is_file() and not (folder / "adapter_config.json").exists()
     model = EupeForImageClassification.from_pretrained(folder)
     assert not any("lora" in name for name, _ in model.named_parameters())
     rows = classification_rows(material, folder)
-    assert torch.equal(reloaded_logits(model, rows), torch.cat(evaluated))
+    assert torch.equal(reloaded_logits(model, rows), torch.cat([output.logits for output in evaluated]))
     adapter = AutoModelForImageClassification.from_pretrained(folder / "checkpoint-9")
     best = json.loads((folder / "trainer_state.json").read_text())["best_model_checkpoint"]
     adapter = AutoModelForImageClassification.from_pretrained(best)
@@ -257,11 +257,11 @@ def test_layers_reduced_labels_and_early_stopping(run: Run) -> None:
     ("task", "options", "words"),
     [
         ("classification", ["--dataset", "nowhere"], "The data set nowhere cannot be loaded"),
-        ("classification", ["--encoder", "./nowhere"], "nowhere"),
+        ("classification", ["--model", "./nowhere"], "nowhere"),
         ("classification", ["--targets", "query"], "match"),
         ("classification", ["--layers", "7"], "out_indices"),
         ("segmentation", ["--labels", "names.txt"], "--labels names.txt is not a file."),
-        ("segmentation", ["--merge", "--mode", "probe"], "--merge goes with --mode lora"),
+        ("segmentation", ["--merge", "--mode", "probe"], "--merge requires --mode lora"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_before_the_first_step(

@@ -69,7 +69,7 @@ def run(tmp_path: Path, material: Path, capsys: pytest.CaptureFixture[str]) -> R
         main = runpy.run_path(str(ROOT / "examples" / f"finetune_lora_{task}.py"))["main"]
         folder = tmp_path / output
         usual = {
-            "--dataset": material / {"depth": "rooms", "detection": "shapes"}[task], "--encoder": material / family,
+            "--dataset": material / {"depth": "rooms", "detection": "shapes"}[task], "--model": material / family,
             "--output_dir": folder, "--size": 64, "--per_device_train_batch_size": 6, "--dataloader_num_workers": 0,
             "--logging_steps": 1, "--disable_tqdm": True, "--use_cpu": True,
         }  # fmt: skip
@@ -118,7 +118,9 @@ def test_depth_learns_and_reloads_exactly(run: Run, material: Path, evaluated: l
     assert {"adapter_model.safetensors", "curve.png", "README.md"} <= {file.name for file in folder.iterdir()}
     model = AutoModelForDepthEstimation.from_pretrained(folder)
     assert isinstance(model, EupeForDepthEstimation) and model.config.max_depth == 8
-    assert torch.equal(reloaded_depth(model, material, folder), torch.cat(evaluated))
+    assert torch.equal(
+        reloaded_depth(model, material, folder), torch.cat([output.predicted_depth for output in evaluated])
+    )
     depth = pipeline("depth-estimation", model=str(folder))(Image.new("RGB", (50, 40), (190, 190, 190)))
     assert depth["predicted_depth"].shape == (40, 50)
 
@@ -136,7 +138,9 @@ def test_merged_depth_model_is_an_ordinary_one(run: Run, material: Path, evaluat
     assert (folder / "model.safetensors").is_file() and not (folder / "adapter_config.json").exists()
     model = EupeForDepthEstimation.from_pretrained(folder)
     assert not any("lora" in name for name, _ in model.named_parameters())
-    assert torch.equal(reloaded_depth(model, material, folder), torch.cat(evaluated))
+    assert torch.equal(
+        reloaded_depth(model, material, folder), torch.cat([output.predicted_depth for output in evaluated])
+    )
 
 
 def test_resumed_depth_run_ends_where_an_unbroken_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +228,7 @@ def test_depth_data_is_refused(tmp_path: Path, damage: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["unreadable", "unknown"])
-def test_damaged_depth_maps_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_damaged_depth_maps_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     arguments = damaged_rooms(tmp_path / "rooms", damage)
     arguments.strict = False
     data = load_depth(arguments, seed=0)
@@ -232,7 +236,7 @@ def test_damaged_depth_maps_are_told_of(tmp_path: Path, caplog: pytest.LogCaptur
     assert ("Skipped 1 of 2 rows" if damage == "unreadable" else "hold no known depth") in caplog.text
 
 
-def test_metres_taken_for_millimetres_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_metres_taken_for_millimetres_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     draw_rooms(tmp_path / "metres", 4, seed=0, unit=1, kind="npy")
     load_depth(DepthDataArguments(str(tmp_path / "metres"), held_out=0.5, depth_scale=1000), seed=0)
     assert "No depth of the training part is above 0.005 metres" in caplog.text
@@ -258,8 +262,9 @@ def reloaded_objects(model: torch.nn.Module, material: Path, folder: Path) -> tu
 
 
 def assert_reloads(model: torch.nn.Module, material: Path, folder: Path, evaluated: list[Any]) -> None:
-    for found, parts in zip(reloaded_objects(model, material, folder), zip(*evaluated, strict=True), strict=True):
-        assert torch.equal(found, torch.cat(parts))
+    logits, boxes = reloaded_objects(model, material, folder)
+    assert torch.equal(logits, torch.cat([output.logits for output in evaluated]))
+    assert torch.equal(boxes, torch.cat([output.pred_boxes for output in evaluated]))
 
 
 def test_detection_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[Any]) -> None:
@@ -443,7 +448,7 @@ def test_detection_data_is_refused(tmp_path: Path, damage: str, words: str) -> N
 
 
 @pytest.mark.parametrize("damage", ["degenerate", "unreadable"])
-def test_damaged_shapes_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_damaged_shapes_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     arguments = damaged_shapes(tmp_path / "shapes", damage)
     arguments.strict = False
     data = load_detection(arguments, seed=0)

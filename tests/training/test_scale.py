@@ -29,7 +29,7 @@ from eupe_hf.data.options import DataArguments
 from eupe_hf.lora import lora_config
 from eupe_hf.training import parse_recipe
 from eupe_hf.training.rows import TrainingRows
-from eupe_hf.training.tasks.classification import load_classification
+from eupe_hf.training.tasks.classification import ClassificationTask, load_classification
 
 
 RECIPE = ROOT / "examples" / "finetune_lora_classification.py"
@@ -71,7 +71,7 @@ def alone(material: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folders = {}
     for family in FAMILIES:
         folders[family] = tmp_path_factory.mktemp("alone") / family
-        options = ["--dataset", material / "classes", "--encoder", material / family, "--output_dir", folders[family]]
+        options = ["--dataset", material / "classes", "--model", material / family, "--output_dir", folders[family]]
         options += ["--per_device_train_batch_size", 8, "--use_cpu", *PLAIN]
         runpy.run_path(str(RECIPE))["main"](list(map(str, options)))
     return folders
@@ -104,7 +104,7 @@ def test_accelerate_launch_gives_the_curve_of_one_process(
     material: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "two"
-    options = ("--dataset", material / "classes", "--encoder", material / "vit", "--output_dir", folder)
+    options = ("--dataset", material / "classes", "--model", material / "vit", "--output_dir", folder)
     halves = ("--per_device_train_batch_size", 4, "--use_cpu")
     result = launch("multi_cpu", tmp_path, ROOT / "tests" / "ddp_on_cpu.py", RECIPE, *options, *halves, *PLAIN)
     assert_equals_one_process(result, folder, alone["vit"])
@@ -117,7 +117,7 @@ def test_sharded_training_gives_the_curve_of_one_process_and_reloads(
     material: Path, alone: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     folder = tmp_path / "sharded"
-    options = ("--dataset", material / "classes", "--encoder", material / family, "--output_dir", folder)
+    options = ("--dataset", material / "classes", "--model", material / family, "--output_dir", folder)
     blocks = ("--fsdp_transformer_layer_cls_to_wrap", BLOCKS[family])
     script = ROOT / "tests" / "fsdp_on_cpu.py"
     result = launch("fsdp2", tmp_path, *blocks, script, RECIPE, *options, "--per_device_train_batch_size", 4, *PLAIN)
@@ -192,7 +192,7 @@ def test_processes_that_do_not_fit_are_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words):
-        parse_recipe("classification", "", ["--dataset", "d", "--output_dir", str(tmp_path / "out"), *options])
+        parse_recipe(ClassificationTask, "", ["--dataset", "d", "--output_dir", str(tmp_path / "out"), *options])
 
 
 # ---- device_map ----

@@ -31,7 +31,7 @@ from eupe_hf.data.streams import Stream
 from eupe_hf.training import RecipeTrainer, parse_recipe
 from eupe_hf.training.augmentation import Augmentation
 from eupe_hf.training.rows import StreamedRows, TrainingRows
-from eupe_hf.training.tasks.classification import load_classification
+from eupe_hf.training.tasks.classification import ClassificationTask, load_classification
 from eupe_hf.training.tasks.depth import DepthDataArguments, load_depth
 from eupe_hf.training.tasks.detection import DetectionDataArguments, load_detection
 from eupe_hf.training.tasks.segmentation import load_segmentation
@@ -101,7 +101,7 @@ def run(material: Path, tmp_path: Path) -> Run:
 
     def run_here(task: str, output: str, data: str, *options: Any) -> Path:
         usual = {
-            "--dataset": material / data, "--encoder": material / "encoder", "--output_dir": tmp_path / output,
+            "--dataset": material / data, "--model": material / "encoder", "--output_dir": tmp_path / output,
             "--size": 64, "--per_device_train_batch_size": 8, "--dataloader_num_workers": 0, "--logging_steps": 1,
             "--disable_tqdm": True, "--use_cpu": True, "--streaming": True,
         }  # fmt: skip
@@ -293,7 +293,7 @@ def test_two_processes_share_a_stream(run: Run, material: Path, tmp_path: Path) 
     # each process shuffles its own rows; in a buffer of one row they stay as they are, and batches hold the same
     options = ("--max_steps", 4, "--no_augment", "--dropout", 0, "--shuffle_buffer", 1)
     whole = run("classification", "whole", "classes", *options)
-    command = ("--dataset", material / "classes", "--encoder", material / "encoder", "--output_dir", tmp_path / "two",
+    command = ("--dataset", material / "classes", "--model", material / "encoder", "--output_dir", tmp_path / "two",
                "--size", 64, "--dataloader_num_workers", 0, "--use_cpu", "--streaming", "--logging_steps", 1,
                "--per_device_train_batch_size", 4, *options)  # fmt: skip
     result = launch("multi_cpu", tmp_path, EXAMPLES / "finetune_lora_classification.py", *command)
@@ -348,6 +348,6 @@ def test_coco_files_and_runs_without_end_are_refused(tmp_path: Path) -> None:
         load_detection(DetectionDataArguments(str(tmp_path), streaming=True), seed=0)
     command = ["--dataset", "d", "--output_dir", str(tmp_path / "out"), "--streaming"]
     with pytest.raises(ValueError, match="--streaming needs --max_steps: a stream does not say how long it is"):
-        parse_recipe("classification", "", command)
-    args = parse_recipe("classification", "", [*command, "--max_steps", "40"])[2]
+        parse_recipe(ClassificationTask, "", command)
+    args = parse_recipe(ClassificationTask, "", [*command, "--max_steps", "40"])[2]
     assert (args.eval_strategy, args.eval_steps, args.save_strategy, args.save_steps) == ("steps", 4, "steps", 4)

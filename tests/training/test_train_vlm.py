@@ -33,7 +33,7 @@ from eupe_hf.training.vlm import VlmTrainer, parse_vlm
 # The largest difference of weights of a resumed run and an unbroken one: they are the same computation.
 RESUME_TOLERANCE = 1e-6
 USUAL = {
-    "--image_size": 64, "--batch_size": 8, "--per_device_train_batch_size": 8, "--dataloader_num_workers": 0,
+    "--size": 64, "--batch_size": 8, "--per_device_train_batch_size": 8, "--dataloader_num_workers": 0,
     "--logging_steps": 1, "--disable_tqdm": True, "--use_cpu": True, "--bf16": False, "--save_strategy": "no",
     "--rank": 4,
 }  # fmt: skip
@@ -318,12 +318,12 @@ def test_pushed_model_loads_from_the_hub(run: Run, material: Path, tmp_path: Pat
     ("stage", "options", "words"),
     [
         (1, ["--model", "stage1"], "Give either --text, a language model to join with --vision, or --model, a VLM."),
-        (1, ["--lora", "language"], "--lora goes with --stage 2"),
+        (1, ["--lora", "language"], "--lora requires --stage 2"),
         (1, ["--batch_size", 12], "--batch_size 12 must be a multiple of the 8 examples"),
         (1, ["--dataset", "nowhere.json"], "The data set nowhere.json cannot be loaded"),
-        (1, ["--image_folder", "nowhere"], "--image_folder nowhere is no folder."),
+        (1, ["--image_folder", "nowhere"], "--image_folder nowhere is not a folder."),
         (1, ["--max_length", 20], "None of 32 rows can be used. Row 0, id 'picture 0' has 27 tokens, more than 20."),
-        (2, ["--merge"], "--merge goes with --lora"),
+        (2, ["--merge"], "--merge requires --lora"),
         (2, ["--rank", 0, "--lora", "both"], "--rank must be at least 1"),
         (2, ["--model", "./nowhere"], "nowhere"),
     ],
@@ -344,7 +344,8 @@ def test_script_is_short_and_explains_itself(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     assert exit_.value.code == 0 and script["__doc__"].splitlines()[0] in shown
     assert len(path.read_text().splitlines()) < 200
-    assert {"--image_folder", "--max_length", "--scale_factor", "--strict"} <= set(shown.replace(",", " ").split())
+    options = {"--image_folder", "--image-folder", "--max_length", "--scale_factor", "--strict", "--size"}
+    assert options <= set(shown.replace(",", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -360,8 +361,15 @@ def test_defaults_are_those_of_llava_1_5(tmp_path: Path, options: list[str], rat
     model, _, args = parse_vlm("", options)
     assert (args.learning_rate, args.projector_learning_rate) == rates
     assert args.gradient_accumulation_steps * args.train_batch_size * args.world_size == batch_size
-    assert (args.warmup_steps, args.weight_decay, args.num_train_epochs, model.image_size) == (0.03, 0.0, 1, 384)
-    assert args.lr_scheduler_type == "cosine" and args.optim.startswith("adamw") and model.alpha == 2 * model.rank
+    assert (args.warmup_steps, args.weight_decay, args.num_train_epochs, model.size) == (0.03, 0.0, 1, 384)
+    assert args.lr_scheduler_type == "cosine" and args.optim.startswith("adamw")
+    assert (model.rank, model.alpha, model.dropout) == (128, 128.0, 0.05)
+
+
+def test_alpha_of_llava_1_5_is_an_option(tmp_path: Path) -> None:
+    options = ["--stage", "2", "--model", "m", "--lora", "language", "--dataset", "d", "--alpha", "256", "--use_cpu"]
+    model, _, _ = parse_vlm("", [*options, "--bf16", "False", "--output-dir", str(tmp_path / "out")])
+    assert (model.rank, model.alpha) == (128, 256.0)
 
 
 def test_examples_of_a_step_are_of_one_length(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

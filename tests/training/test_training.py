@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The core of the training recipes: learning rates by depth, augmentation, checks, metrics, the final report."""
+"""The core of the training recipes: learning rates by depth, augmentation, data, metrics, the final report."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,13 @@ from eupe_hf import EupeForImageClassification, EupeForSegmentation, EupeImagePr
 from eupe_hf.data.options import DataArguments
 from eupe_hf.data.rows import Rows
 from eupe_hf.evaluation import ClassificationMetrics, SegmentationMetrics
-from eupe_hf.training import ModelArguments, StreamingMetrics, adapt, one_sentence, parameter_groups, parse_recipe
+from eupe_hf.training import (
+    ModelArguments,
+    StreamingMetrics,
+    adapt,
+    parameter_groups,
+    rate_by_depth,
+)
 from eupe_hf.training.augmentation import Augmentation
 from eupe_hf.training.report import draw_curve, history_table
 from eupe_hf.training.rows import TrainingRows
@@ -35,7 +41,8 @@ from eupe_hf.training.trainer import CardTrainer
 
 def rates(model: torch.nn.Module, **options: float) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each parameter that is trained, by name."""
-    groups = parameter_groups(model, **options)
+    weight_decay = options.pop("weight_decay", 0.0)
+    groups = parameter_groups(model, rate_by_depth(model, **options), weight_decay)
     found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(found) == sum(len(group["params"]) for group in groups)  # each once
     return {name: found[id(p)] for name, p in model.named_parameters() if id(p) in found}
@@ -98,7 +105,7 @@ def test_probe_trains_the_head_alone() -> None:
     assert set(rates(model, learning_rate=1.0)) == {"head.classifier.weight", "head.classifier.bias"}
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="Nothing is to be trained"):
-        parameter_groups(model, 1.0)
+        parameter_groups(model, lambda name, parameter: 1.0)
 
 
 # ---- augmentation ----
@@ -373,56 +380,7 @@ def test_segmentation_data_is_refused(tmp_path: Path, name: str, words: str) -> 
         load_segmentation(damage(name, tmp_path / "data"), seed=0)
 
 
-# ---- options ----
-
-
-def test_defaults_follow_task_and_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    model, data, args = parse_recipe("classification", "", ["--dataset", "x"])
-    assert (model.rank, model.alpha, model.mode, args.learning_rate, data.size) == (16, 16.0, "lora", 1.25e-3, 256)
-    assert args.output_dir == "eupe-classification-lora" and args.batch_eval_metrics
-    given = ["--dataset", "x", "--mode", "full", "--layers", "0", "1", "--learning_rate", "1e-4", "--no_augment"]
-    model, data, args = parse_recipe("segmentation", "", given)
-    assert (args.learning_rate, args.layer_decay, args.head_learning_rate, data.size) == (1e-4, 0.75, 1e-3, 512)
-    assert model.head_fields() == {"out_indices": [1, 2]} and not data.augment
-    own = {"all": {"size": 64}, "lora": {"learning_rate": 0.5}}
-    assert parse_recipe("depth", "", ["--dataset", "x"], defaults=own)[2].learning_rate == 0.5
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--mode", "probe", "--merge"], "--merge goes with --mode lora"),
-        (["--layer_decay", "1.5"], "--layer_decay must be above 0 and at most 1, got 1.5"),
-        (["--early_stopping", "0"], "--early_stopping must be at least 1, got 0"),
-        (["--held_out", "1"], "--held_out must be a share between 0 and 1"),
-        (["--size", "0"], "--size must be at least 1, got 0"),
-        (["--rank", "0"], "--rank must be at least 1, got 0"),
-        (["--resume_from_checkpoint", "last"], "There is no checkpoint in .*used to resume from"),
-        (["--resume_from_checkpoint", "elsewhere"], "There is no checkpoint at elsewhere"),
-        ([], "The output folder .*used is in use: choose another --output_dir"),
-    ],
-)
-def test_options_are_refused(tmp_path: Path, options: list[str], words: str) -> None:
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=words):
-        parse_recipe("classification", "", ["--dataset", "x", "--output_dir", str(tmp_path / "used"), *options])
-
-
-def test_overwriting_removes_checkpoints_alone(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "notes.txt").write_text("mine")
-    parse_recipe("classification", "", ["--dataset", "x", "--output_dir", str(tmp_path), "--overwrite"])
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_bad_input_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_, one_sentence():
-        raise ValueError("two\n  lines")
-    assert exit_.value.code == 2 and capsys.readouterr().err.endswith(": two lines\n")
-    with pytest.raises(KeyError), one_sentence():
-        raise KeyError("a bug stays a bug")
+# ---- metrics and report ----
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -433,15 +391,12 @@ def test_full_shared_memory_ends_training_with_a_sentence(
     model = EupeForImageClassification(tiny_config("vit", num_labels=2))
     rows = [{"pixel_values": torch.rand(3, 32, 32), "labels": i % 2} for i in range(4)]
     options = {"max_steps": 1, "use_cpu": True, "report_to": "none", "dataloader_num_workers": num_workers}
-    trainer = CardTrainer(model, TrainingArguments(tmp_path / "out", **options), train_dataset=rows)
+    trainer = CardTrainer(None, model, TrainingArguments(tmp_path / "out", **options), train_dataset=rows)
     if num_workers:
         with pytest.raises(RuntimeError, match=r"no shared memory left .* docker run --shm-size .* --dataloader_num_"):
             trainer.train()
     else:
         assert trainer.train().global_step == 1
-
-
-# ---- metrics and report ----
 
 
 def test_streaming_metrics_equal_the_whole() -> None:
@@ -452,7 +407,7 @@ def test_streaming_metrics_equal_the_whole() -> None:
     whole = SegmentationMetrics(4)
     whole.update(predicted_classes(logits, labels), labels)
     compute = StreamingMetrics(lambda: SegmentationMetrics(4))
-    for _ in range(2):  # the second run starts anew
+    for _ in range(2):  # the second run starts again
         for start in (0, 4, 8):
             part = slice(start, start + 4)
             batch = EvalPrediction(predicted_classes(logits[part], labels[part]), labels[part])

@@ -217,11 +217,11 @@ def test_faulty_conversations_are_named_and_skipped_or_refused(
         load_conversations(ConversationArguments(path), processor)
 
 
-def test_what_is_no_data_set_is_told(processor: EupeLlavaProcessor, tmp_path: Path) -> None:
+def test_what_is_not_a_data_set_is_refused(processor: EupeLlavaProcessor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold a list of conversations, as LLaVA's data does"):
         load_conversations(ConversationArguments(written(tmp_path / "a.json", {"a": 1})), processor)
     (tmp_path / "b.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"b\.json is no JSON file: "):
+    with pytest.raises(ValueError, match=r"b\.json is not a JSON file: "):
         load_conversations(ConversationArguments(str(tmp_path / "b.json")), processor)
     datasets.Dataset.from_list([{"image": "a", "label": 0}]).save_to_disk(tmp_path / "c")
     with pytest.raises(ValueError, match="has no column 'messages' or 'conversations'; it has image, label"):

@@ -1,11 +1,12 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The recipes' parts: options, rows, tasks, Trainer, report.
+"""Training: options, rows, tasks, Trainer, report.
 
 What goes here: what several training scripts share. Each task has one file in `tasks`.
 """
 
-from .options import MODES, ModelArguments, RecipeArguments, check_output, one_sentence, parse_recipe
-from .trainer import RecipeTrainer, StreamingMetrics, adapt, parameter_groups
+from .options import MODES, ModelArguments, RecipeArguments, one_sentence, parse_recipe
+from .report import finish
+from .trainer import RecipeTrainer, StreamingMetrics, adapt, parameter_groups, rate_by_depth
 
 
 __all__ = [
@@ -15,8 +16,9 @@ __all__ = [
     "RecipeTrainer",
     "StreamingMetrics",
     "adapt",
-    "check_output",
+    "finish",
     "one_sentence",
     "parameter_groups",
     "parse_recipe",
+    "rate_by_depth",
 ]

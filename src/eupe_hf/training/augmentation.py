@@ -12,16 +12,6 @@ import torch
 from eupe_hf.data.options import InputArguments
 
 
-# What training cuts out of images, by task. Depth keeps its scale: the same room looks larger when it is nearer.
-_CROPS: dict[str, dict[str, Any]] = {
-    "classification": {"scale": (0.08, 1.0), "crop": "area"},  # a random part of 8 to 100 %, as in peft's recipe
-    "segmentation": {"scale": (0.5, 2.0), "crop": "side"},  # 0.5 to 2 times the size: the paper's protocol
-    "depth": {"crop": "window", "fill": 0},
-    # 0.8 to 1.25 times the size: the "standard scale jittering" of arXiv 2012.07177
-    "detection": {"scale": (0.8, 1.25), "crop": "window", "boxes": True},
-}
-
-
 class Augmentation:
     """Crops, mirrors and recolours an image together with its mask, depth map or boxes.
 
@@ -116,19 +106,16 @@ class Augmentation:
         return result
 
 
-def training_augmentation(
-    task: str, arguments: InputArguments, side: int | None = None, **options: Any
-) -> Augmentation | None:
-    """The augmentation of a task's recipe; `None` with `--no_augment`.
+def training_augmentation(arguments: InputArguments, side: int | None = None, **options: Any) -> Augmentation | None:
+    """The augmentation of a recipe; `None` with `--no_augment`.
 
     Args:
-        task: "classification", "segmentation", "depth" or "detection".
         arguments: Options of the run.
-        side: Side of the result in pixels, cut out of an image of `--size`; by default `--size` itself.
-        **options: Other arguments of `Augmentation`.
+        side: Of the result in pixels, cut out of an image of `--size`; by default `--size` itself.
+        **options: Other arguments of `Augmentation`: those that the task declares as `crops`.
     """
     if not arguments.augment:
         return None
     side = side or arguments.size
-    chosen = {"scale": (arguments.size / side,) * 2, **_CROPS[task], **options}
+    chosen = {"scale": (arguments.size / side,) * 2, **options}
     return Augmentation(side, flip=arguments.flip, colour=arguments.colour, **chosen)

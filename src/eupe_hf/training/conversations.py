@@ -20,16 +20,15 @@ from eupe_hf.data.checks import readable, skip
 from eupe_hf.data.loading import evenly, load_split
 from eupe_hf.data.rows import UnreadableError, read_image
 from eupe_hf.data.splits import hold_out
+from eupe_hf.evaluation.results import EvaluationResult
 from eupe_hf.extras import require
 from eupe_hf.models.processing_eupe_llava import EupeLlavaProcessor
 
+from .options import public
+
 
 IGNORED = -100  # transformers' label of tokens that are not learned
-
-
 _ROLES = {"human": "user", "gpt": "assistant"}  # LLaVA's words
-
-
 _MEASURED = 1000  # conversations that are tokenized at once to count their tokens
 
 
@@ -37,9 +36,9 @@ _MEASURED = 1000  # conversations that are tokenized at once to count their toke
 class ConversationArguments:
     """What to train on: LLaVA's JSON, or conversations that `datasets` reads."""
 
-    dataset: str = field(metadata={"help": "a JSON file as LLaVA's, a Hub id or a folder"})
+    dataset: str = field(metadata={"help": "a JSON file in LLaVA's format, a Hub id or a folder"})
     image_folder: str | None = field(
-        default=None, metadata={"help": "where images given by path lie; default: beside the JSON file"}
+        default=None, metadata={"help": "folder of images given by path; default: beside the JSON file"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration, if there are several"})
     train_split: str = field(default="train", metadata={"help": "split to train on"})
@@ -83,12 +82,7 @@ class Conversations(Dataset):
     """
 
     def __init__(
-        self,
-        data: Any,
-        folder: Path | str = "",
-        image_token: str = "<image>",
-        decode: bool = True,
-        rows: Sequence[int] | None = None,
+        self, data: Any, folder: Path | str = "", image_token: str = "<image>", decode: bool = True, rows: Any = None
     ):
         self.data, self.folder, self.image_token, self.decode = data, Path(folder), image_token, decode
         self.rows = range(len(data)) if rows is None else rows
@@ -100,7 +94,7 @@ class Conversations(Dataset):
         record = self.data[self.rows[row]]
         try:
             messages = _messages(record, self.image_token)
-            images = [self._locate(image) for image in _images(record)]
+            images = _images(record, self.folder)
             _check(messages, len(images))
         except ValueError as error:
             raise UnreadableError(f"{self.name(row).capitalize()}: {error}") from error
@@ -108,11 +102,8 @@ class Conversations(Dataset):
             images = [read_image(image, f"The image of {self.name(row)}") for image in images]
         return messages, images
 
-    def _locate(self, image: Any) -> Any:
-        return {"bytes": None, "path": str(self.folder / image)} if isinstance(image, str) else image
-
     def select(self, rows: Sequence[int]) -> "Conversations":
-        """These conversations alone."""
+        """A part of the conversations."""
         chosen = [self.rows[row] for row in rows]
         return Conversations(self.data, self.folder, self.image_token, self.decode, chosen)
 
@@ -135,7 +126,7 @@ def _messages(record: Mapping[str, Any], image_token: str) -> list[dict[str, Any
 
 
 def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
-    """What was said as transformers' chat templates take it."""
+    """A message as transformers' chat templates take it."""
     if not isinstance(content, str):
         for part in content:
             text = part.get("text") if part.get("type") == "text" else ""
@@ -150,13 +141,14 @@ def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for index, piece in enumerate(pieces):  # the template breaks the line after an image
         parts += [{"type": "image"}] * (index > 0) + [{"type": "text", "text": piece.strip()}] * bool(piece.strip())
-    # LLaVA's code puts the image before the question, also where the data has it behind
+    # LLaVA's code puts the image before the question, also where the data has it after
     return sorted(parts, key=lambda part: part["type"] == "text") if len(pieces) == 2 else parts
 
 
-def _images(record: Mapping[str, Any]) -> list[Any]:
+def _images(record: Mapping[str, Any], folder: Path) -> list[Any]:
     given = record.get("images") if record.get("images") is not None else record.get("image")
-    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    images = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
+    return [{"bytes": None, "path": str(folder / image)} if isinstance(image, str) else image for image in images]
 
 
 def _check(messages: list[dict[str, Any]], images: int) -> None:
@@ -168,7 +160,7 @@ def _check(messages: list[dict[str, Any]], images: int) -> None:
         raise ValueError("there is no turn of the assistant to learn.")
     for answer in answers:
         if any(part["type"] == "image" for part in answer):
-            raise ValueError("a turn of the assistant holds an image: it can only speak.")
+            raise ValueError("a turn of the assistant holds an image: it must be text.")
         if not any(part["text"].strip() for part in answer):
             raise ValueError("a turn of the assistant is empty.")
     places = sum(part["type"] == "image" for message in messages for part in message["content"])
@@ -181,23 +173,44 @@ def _check(messages: list[dict[str, Any]], images: int) -> None:
 
 @dataclass
 class ConversationData:
-    """Conversations to train on, those held out, and the tokens that each has.
+    """Conversations, as the Trainer takes a task: to train on, with the tokens of each, and held out, if any."""
 
-    Args:
-        train: To train on.
-        lengths: Tokens of each of these, images included.
-        evaluation: Those held out, if any.
-    """
-
+    arguments: ConversationArguments
     train: Conversations
     lengths: list[int]
     evaluation: Conversations | None
+    shown: tuple[str, ...] = ()  # all scores
+
+    @property
+    def parts(self) -> dict[str, "ConversationData"]:
+        """As of a run with one task."""
+        return {"": self}
+
+    def summary(self) -> list[str]:
+        """What the data holds."""
+        mean = sum(self.lengths) / len(self.lengths)
+        return [f"{len(self.train)} conversations to train on, {mean:.0f} tokens on average."]
+
+    def result(self) -> EvaluationResult:
+        """What is evaluated, without scores."""
+        data, rows = self.arguments, self.train if self.evaluation is None else self.evaluation
+        split = data.train_split if self.evaluation is None else f"{data.held_out} of {data.train_split}"
+        config = data.dataset_config
+        return EvaluationResult("conversation", "", public(data.dataset), split, len(rows), {}, dataset_config=config)
+
+    def settings(self) -> dict[str, Any]:
+        """What results and card say of the options of the data."""
+        return {"max_length": self.arguments.max_length}
+
+    def use(self, folder: str) -> str:
+        """How to use what was trained."""
+        return f"python examples/chat_vlm.py --model {folder} --image PHOTO talks to it."
 
 
 def load_conversations(
     arguments: ConversationArguments, processor: EupeLlavaProcessor, context: int | None = None, seed: int = 0
 ) -> ConversationData:
-    """Read and check conversations, and count their tokens, which opens no image but for `--check`.
+    """Read and check conversations, and count their tokens, which opens images for `--check` alone.
 
     Args:
         arguments: Options.
@@ -206,8 +219,8 @@ def load_conversations(
         seed: Of the held-out part.
 
     Raises:
-        ValueError: No conversation, none that can be used, a chat template that does not mark what the assistant says,
-            and, with `--strict`, a faulty or a too long one.
+        ValueError: No usable conversation, a chat template that does not mark what the assistant says, and, with
+            `--strict`, a faulty conversation or one that is too long.
     """
     rows = Conversations(*_records(arguments), processor.image_token)
     options = processor.image_processor
@@ -225,14 +238,14 @@ def load_conversations(
     rows, lengths = rows.select(kept), [lengths[row] for row in kept]
     if (ConversationCollator(processor)([rows[0]])["labels"] == IGNORED).all():
         raise ValueError(
-            "The chat template of the processor does not mark what the assistant says with {% generation %}: take the "
+            "The chat template of the processor does not mark what the assistant says with {% generation %}: use the "
             "one that from_vision_text gives."
         )
     held_out = hold_out(None, len(rows), arguments.held_out, seed)
     if not held_out.any():
-        return ConversationData(rows, lengths, None)
+        return ConversationData(arguments, rows, lengths, None)
     kept, held = (~held_out).nonzero()[0].tolist(), held_out.nonzero()[0].tolist()
-    return ConversationData(rows.select(kept), [lengths[row] for row in kept], rows.select(held))
+    return ConversationData(arguments, rows.select(kept), [lengths[row] for row in kept], rows.select(held))
 
 
 def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
@@ -240,14 +253,14 @@ def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
     path = Path(arguments.dataset)
     folder = Path(arguments.image_folder or (path.parent if path.is_file() else ""))
     if not folder.is_dir():
-        raise ValueError(f"--image_folder {folder} is no folder.")
+        raise ValueError(f"--image_folder {folder} is not a folder.")
     if not path.is_file():
         loaded = load_split(arguments.dataset, arguments.train_split, {}, arguments.dataset_config, arguments.limit)
         return _undecoded(loaded), folder
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path} must hold a list of conversations, as LLaVA's data does.")
     return evenly(records, arguments.limit), folder
@@ -270,7 +283,7 @@ def _undecoded(data: Any) -> Any:
 
 
 def _sizes(images: list[Any], is_one_size: bool) -> list[tuple[int, int]]:
-    """Height and width of images; where the processor makes one size of all, any will do."""
+    """Height and width of images; where the processor gives all one size, any will do."""
     if is_one_size:
         return [(1, 1)] * len(images)
     return [PIL.ImageOps.exif_transpose(image).size[::-1] for image in images]
@@ -295,12 +308,9 @@ def _lengths(rows: Conversations, sizes: list[list[tuple[int, int]]], processor:
 
 
 class ConversationCollator:
-    """Conversations as a batch: padded on the right, with labels on what the assistant says and nothing else.
+    """Conversations as a batch: padded on the right, with labels on what the assistant says alone.
 
-    What he says includes the token that ends his turn. Nothing is ever truncated.
-
-    Args:
-        processor: Of the model.
+    That includes the token that ends a turn. Nothing is ever truncated.
     """
 
     def __init__(self, processor: EupeLlavaProcessor):

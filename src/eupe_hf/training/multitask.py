@@ -1,19 +1,17 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the recipe for several tasks needs beside the others: options, tasks, the order of the rows, the Trainer.
+"""Several tasks in one run: their options, the order of their rows, their Trainer.
 
 A batch holds images of one task, and each step of the optimizer takes as many batches of every task, one after the
-other, with the Trainer's gradient accumulation. So a step follows the mean of the losses of all tasks, each of them
-what its own recipe computes: no head, and no batch norm in it, sees images of another task, and no task waits for its
-turn while Adam's averages follow another. The images of a step are the same however they are split into small batches
-and processes. Batches with all tasks in them would have the heads run on images without labels, and losses that are
-means over whatever number of labels the batch has.
+other, with the Trainer's gradient accumulation. So a step follows the mean of the losses of all tasks: no head, and no
+batch norm in it, sees images of another task, and no task waits while Adam's averages follow another. The images of a
+step are the same however they are split into small batches and processes.
 
 Needs `pip install 'eupe-hf[train]'`.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
 import numpy as np
@@ -26,56 +24,35 @@ from eupe_hf.data.options import DataArguments, InputArguments
 
 from .options import RecipeArguments
 from .rows import TrainingRows
-from .tasks.base import RecipeTask
-from .tasks.table import TASKS
-from .trainer import RecipeTrainer, StreamingMetrics
+from .tasks import TASKS, RecipeTask, SegmentationTask
+from .trainer import RecipeTrainer
 
 
-# Nobody has published a recipe for these tasks together: that for segmentation, the one in the middle, where rates go;
-# its batch of 16 for two tasks. The size is segmentation's too.
-MULTITASK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "all": {
-        "metric_for_best_model": "score", "per_device_train_batch_size": 8, "num_train_epochs": 25,
-        "head_learning_rate": 1e-3, "weight_decay": 1e-3, "warmup_steps": 0.0375, "size": 512,
-    },
-    "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
-    "probe": {"learning_rate": 1e-3},
-    "full": {"learning_rate": 6e-5, "layer_decay": 0.75},
-}  # fmt: skip
-
-
+_HEADS = {name: task for name, task in TASKS.items() if task.model_class() is not None}  # tasks that can be joined
 _STREAM = ("streaming", "shuffle_buffer", "eval_rows")  # options that only a single task has
-
-
-_ERRORS = ("loss", "rmse", "abs_rel", "rmse_log", "log10")  # metrics of which less is better
 
 
 # ---- options ----
 
 
 @dataclass(kw_only=True)
-class MultiTaskDataArguments(InputArguments):
+class _TasksData(InputArguments):
     """Options of the data: one data set per task, and what they share."""
 
-    classification: list[str] | None = field(default=None, metadata={"help": "data set with one class per image"})
-    segmentation: list[str] | None = field(default=None, metadata={"help": "data set with label maps"})
-    depth: list[str] | None = field(default=None, metadata={"help": "data set with depth maps"})
-    detection: list[str] | None = field(default=None, metadata={"help": "data set with boxes"})
     task_weights: list[str] | None = field(
         default=None, metadata={"help": "factors of the losses, as TASK=FACTOR; default: 1 each"}
     )
     epoch_of: str | None = field(
-        default=None,
-        metadata={"help": "an epoch is once through the images of this task; default: of that with the most"},
+        default=None, metadata={"help": "the task whose images make an epoch; default: the task with the most"}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.tasks:
-            options = ", ".join(f"--{task}" for task in TASKS)
+            options = ", ".join(f"--{task}" for task in _HEADS)
             raise ValueError(f"No data set was given: name one, a folder or a Hub id, with one or more of {options}.")
         if self.streaming:
-            raise ValueError("Several tasks cannot be streamed: their turns follow from the numbers of their images.")
+            raise ValueError("Several tasks cannot be streamed: their order depends on how many images each has.")
         if self.epoch_of is not None and self.epoch_of not in self.tasks:
             raise ValueError(f"--epoch_of must be a task with data, {', '.join(self.tasks)}, got {self.epoch_of!r}.")
         self.weights()
@@ -83,7 +60,7 @@ class MultiTaskDataArguments(InputArguments):
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks that have data."""
-        return [task for task in TASKS if getattr(self, task)]
+        return [task for task in _HEADS if getattr(self, task)]
 
     def weights(self) -> dict[str, float]:
         """Factors of the losses by task."""
@@ -102,53 +79,116 @@ class MultiTaskDataArguments(InputArguments):
         return weights
 
     def of_task(self, task: str) -> DataArguments:
-        """Options of one task, as its own recipe has them: those of the run, and its own after the data set.
+        """Options of one task, as its own recipe has them: from the run, and its own from after the data set.
 
         Raises:
-            ValueError: An option that the task has not, or that must be one for all.
+            ValueError: An option that the task does not have, or that must be one for all.
         """
         dataset, *own = getattr(self, task)
-        data_class = TASKS[task].data_class
+        data_class = _HEADS[task].data_class
         known = sorted({field.name for field in fields(data_class)} - {"dataset", "size", *_STREAM})
-        if unknown := [option for option in own if option.partition("=")[0] not in known]:
-            raise ValueError(f"there is no {unknown[0]!r}; after the data set go NAME=VALUE of {', '.join(known)}.")
+        if unknown := [option for option in own if option.partition("=")[0].replace("-", "_") not in known]:
+            raise ValueError(
+                f"there is no option {unknown[0]!r}; after the data set give NAME=VALUE of {', '.join(known)}."
+            )
         parser = HfArgumentParser(data_class, prog=f"--{task}", usage="%(prog)s DATASET [NAME=VALUE ...]")
         parser.set_defaults(**{field.name: getattr(self, field.name) for field in fields(InputArguments)})
         return parser.parse_args_into_dataclasses([f"--{option}" for option in (f"dataset={dataset}", *own)])[0]
 
     def settings(self) -> dict[str, Any]:
         """How the tasks were put together."""
-        scores = ", ".join(f"{task} {TASKS[task].score.replace('_', ' ')}" for task in self.tasks)
+        scores = ", ".join(f"{task} {_HEADS[task].score.replace('_', ' ')}" for task in self.tasks)
         weights = ", ".join(f"{task} {weight:g}" for task, weight in self.weights().items())
         return {"task_weights": weights, "epoch_of": self.epoch_of, "score": f"mean of {scores}"}
 
 
-def load_tasks(arguments: MultiTaskDataArguments, seed: int) -> dict[str, RecipeTask]:
-    """The tasks that have data, by name.
+MultiTaskDataArguments = make_dataclass(
+    "MultiTaskDataArguments",
+    [(name, list[str] | None, field(default=None, metadata={"help": task.help})) for name, task in _HEADS.items()],
+    bases=(_TasksData,),
+    kw_only=True,
+)
 
-    Raises:
-        ValueError: What is wrong with an option or with the data of a task, which it names.
-    """
-    return {name: _load_task(name, arguments, seed) for name in arguments.tasks}
 
+class MultiTask(RecipeTask):
+    """Several tasks in one run, each with its own data, rows, metrics and head. Errors in its data name the task."""
 
-def _load_task(name: str, arguments: MultiTaskDataArguments, seed: int) -> RecipeTask:
-    try:
-        return TASKS[name](arguments.of_task(name), seed, arguments.weights()[name])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--{name} {getattr(arguments, name)[0]}: {error}") from error
+    name, data_class, usage = "multitask", MultiTaskDataArguments, "--TASK DATASET ..."
+    # Nobody has published a recipe for these tasks together: the rates and the size of segmentation, the one in the
+    # middle; its batch of 16 for two tasks.
+    defaults = {
+        **SegmentationTask.defaults,
+        "all": {
+            **SegmentationTask.defaults["all"],
+            "metric_for_best_model": "score", "per_device_train_batch_size": 8, "num_train_epochs": 25,
+        },
+    }  # fmt: skip
+
+    @property
+    def parts(self) -> Mapping[str, RecipeTask]:
+        """The tasks by name."""
+        return self.data
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The score of each task."""
+        return tuple(f"{name}_{task.score}" for name, task in self.parts.items())
+
+    def load(self) -> Any:
+        """The tasks that have data, by name."""
+        return {name: self._load_task(name) for name in self.arguments.tasks}
+
+    def _load_task(self, name: str) -> RecipeTask:
+        try:
+            return _HEADS[name](self.arguments.of_task(name), self.seed, self.arguments.weights()[name])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--{name} {getattr(self.arguments, name)[0]}: {error}") from error
+
+    def head(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
+        """All heads, as `EupeForMultiTask.from_pretrained` takes them."""
+        parts = self.parts.items()
+        return {"heads": {n: {"task": n, "loss_weight": task.weight, **task.head(layers)} for n, task in parts}}
+
+    def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[Any, Any]:
+        """Rows of all tasks to train on, and rows by task to evaluate on."""
+        rows = {name: task.rows(processor, patch_size) for name, task in self.parts.items()}
+        train = MultiTaskRows({name: train for name, (train, _) in rows.items()})
+        return train, {name: TaskRows(name, evaluation) for name, (_, evaluation) in rows.items()}
+
+    def compare(self, output: Any, labels: Any, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the task of the batch compares."""
+        ((name, prediction),) = output.predictions.items()
+        return self.parts[name].compare(prediction, labels[name], processor)
+
+    def loss(self, output: Any, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of the task of the batch, without its weight."""
+        (prediction,) = output.predictions.values()
+        return prediction.loss
+
+    def summary(self) -> list[str]:
+        """A line per task."""
+        return [f"{name}: {line}" for name, task in self.parts.items() for line in task.summary()]
+
+    def settings(self) -> dict[str, Any]:
+        """The options of all tasks; an option of the run that a task changes begins with its name."""
+        common = {field.name: getattr(self.arguments, field.name) for field in fields(InputArguments)}
+        chosen: dict[str, Any] = {}
+        for name, task in self.parts.items():
+            chosen |= task.settings()
+            own = {key: getattr(task.arguments, key) for key in common}
+            chosen |= {f"{name}_{key}": own[key] for key, value in common.items() if own[key] != value}
+        return chosen | {key: common[key] for key in ("size", "augment")} | self.arguments.settings()
+
+    def use(self, folder: str) -> str:
+        """How to use what was trained."""
+        return f"EupeForMultiTask.from_pretrained({folder!r}) loads it."
 
 
 # ---- rows ----
 
 
 class TaskRows(Dataset):
-    """Rows of one task that say which, as `task`.
-
-    Args:
-        task: Its name.
-        rows: The rows.
-    """
+    """Rows of one task that name it, as `task`."""
 
     def __init__(self, task: str, rows: TrainingRows):
         self.task, self.rows = task, rows
@@ -161,11 +201,7 @@ class TaskRows(Dataset):
 
 
 class MultiTaskRows(Dataset):
-    """Rows of several tasks, each found by the name of the task and its number there.
-
-    Args:
-        parts: Rows by task.
-    """
+    """Rows of several tasks, each found by the name of its task and its number there."""
 
     def __init__(self, parts: Mapping[str, TrainingRows]):
         self.parts = {task: TaskRows(task, rows) for task, rows in parts.items()}
@@ -186,17 +222,17 @@ class MultiTaskRows(Dataset):
 
 
 class TaskOrder(Sampler[tuple[str, int]]):
-    """The order of training: for each step as many rows of every task, those of one task together.
+    """The order of training: for each step as many rows of every task, one task after the other.
 
-    Each task goes through its rows at random, again and again if it has fewer than others; the numbers of later rounds
-    go on counting, so that rows are augmented otherwise then. It depends on the seed and the epoch alone.
+    Each task takes its rows at random, again and again if it has fewer than others; the numbers of later rounds
+    continue, so that a row is augmented differently each time. The order depends on the seed and the epoch alone.
 
     Args:
         rows: The rows.
         images: How many of each task a step takes, in all processes and with gradient accumulation.
         seed: Of the order.
-        epoch_of: The task that an epoch goes through once; by default that with the most rows. Its last step is filled
-            up with rows that have been.
+        epoch_of: The task whose rows an epoch takes once; by default the one with the most. Its last step is filled up
+            with rows from the beginning.
     """
 
     def __init__(self, rows: MultiTaskRows, images: int, seed: int = 0, epoch_of: str | None = None):
@@ -218,69 +254,35 @@ class TaskOrder(Sampler[tuple[str, int]]):
                 yield from ((task, int(row)) for row in order[start : start + self.images])
 
 
-def collate_task(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch of one task as `EupeForMultiTask` takes it: `pixel_values` (B, 3, H, W), `tasks`, and labels by task."""
-    (task,) = {row["task"] for row in rows}
-    labels: Any = [row["labels"] for row in rows]
-    labels = labels if isinstance(labels[0], Mapping) else torch.stack(labels)  # boxes stay a list
-    pixel_values = torch.stack([row["pixel_values"] for row in rows])
-    return {"pixel_values": pixel_values, "tasks": [task], "labels": {task: labels}}
-
-
 # ---- trainer ----
 
 
 class MultiTaskTrainer(RecipeTrainer):
     """`RecipeTrainer` for an `EupeForMultiTask`: each step takes batches of every task, each evaluation all of them.
 
-    The loss is the mean over the tasks of their losses, each times its weight. Metrics are those of each task and its
-    loss without the weight, with its name before theirs; "score" is the mean over the tasks of the one that counts:
-    accuracy, mean IoU, delta1 and average precision, which are shares between 0 and 1.
-
-    Args:
-        tasks: The tasks by name.
-        patch_size: Of the encoder.
-        processor: The image processor.
-        args: Options of the run; `per_device_train_batch_size` and `gradient_accumulation_steps` are for each task.
-        epoch_of: As for `TaskOrder`.
-        **kwargs: As for the Trainer.
+    The loss is the mean over the tasks of their losses, each times its weight. Metrics, and losses without the weight,
+    are named TASK_METRIC; "score" is the mean over the tasks of one share between 0 and 1: accuracy, mean IoU, delta1,
+    average precision. `per_device_train_batch_size` and `gradient_accumulation_steps` are for each task.
     """
 
-    def __init__(
-        self,
-        tasks: Mapping[str, RecipeTask],
-        patch_size: int,
-        processor: BaseImageProcessor,
-        args: RecipeArguments,
-        epoch_of: str | None = None,
-        **kwargs: Any,
-    ):
-        self.tasks, self.epoch_of = tasks, epoch_of
-        self.streams = {name: StreamingMetrics(task.metrics) for name, task in tasks.items()}
-        parts = {name: task.rows(processor, patch_size) for name, task in tasks.items()}
-        args.gradient_accumulation_steps *= len(tasks)
+    def __init__(self, task: MultiTask, processor: Any, patch_size: int, args: RecipeArguments, **kwargs: Any):
+        names = tuple(task.parts)
+        args.gradient_accumulation_steps *= len(names)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # a batch leaves the other heads out
         metric = str(args.metric_for_best_model).removeprefix("eval_")
-        if metric not in ("loss", "score") and not metric.startswith(tuple(f"{name}_" for name in tasks)):
+        if metric not in ("loss", "score") and not metric.startswith(tuple(f"{name}_" for name in names)):
             raise ValueError(
-                f"--metric_for_best_model must be score, loss, or a metric of {', '.join(tasks)}, such as "
-                f"{next(iter(tasks))}_{next(iter(tasks.values())).score}; got {metric!r}."
+                f"--metric_for_best_model must be score, loss, or a metric of {', '.join(names)}, such as "
+                f"{task.shown[0]}; got {metric!r}."
             )
-        args.greater_is_better = not metric.endswith(_ERRORS)
-        super().__init__(
-            args=args,
-            processing_class=processor,
-            train_dataset=MultiTaskRows({name: train for name, (train, _) in parts.items()}),
-            eval_dataset={name: TaskRows(name, evaluation) for name, (_, evaluation) in parts.items()},
-            data_collator=collate_task,
-            **kwargs,
-        )
+        super().__init__(task, processor, patch_size, args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TaskOrder:
-        batches = self.args.gradient_accumulation_steps // len(self.tasks) * self.args.world_size
+        batches = self.args.gradient_accumulation_steps // len(self.task.parts) * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return TaskOrder(self.train_dataset, self._train_batch_size * batches, seed, self.epoch_of)
+        images = self._train_batch_size * batches
+        return TaskOrder(self.train_dataset, images, seed, self.task.arguments.epoch_of)
 
     def evaluate(
         self,
@@ -295,23 +297,11 @@ class MultiTaskTrainer(RecipeTrainer):
             loader = self.get_eval_dataloader(name if eval_dataset is None else rows)
             prefix = f"{metric_key_prefix}_{name}"
             scores |= self.evaluation_loop(loader, "Evaluation", metric_key_prefix=prefix).metrics
-        losses = [task.weight * scores[f"{metric_key_prefix}_{name}_loss"] for name, task in self.tasks.items()]
-        shares = [scores[f"{metric_key_prefix}_{name}_{task.score}"] for name, task in self.tasks.items()]
+        parts = self.task.parts.items()
+        losses = [task.weight * scores[f"{metric_key_prefix}_{name}_loss"] for name, task in parts]
+        shares = [scores[f"{metric_key_prefix}_{name}"] for name in self.task.shown]
         scores[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
         scores[f"{metric_key_prefix}_score"] = sum(shares) / len(shares)
         self.log(scores)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
-
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Any, Any, Any]:
-        """Loss of the task that a batch is of, without its weight, and what its metrics take."""
-        inputs = self._prepare_inputs(inputs)
-        (name,) = inputs["tasks"]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            _, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        output = outputs.predictions[name]
-        if prediction_loss_only:
-            return output.loss, None, None
-        return output.loss, *self.tasks[name].compare(output, inputs["labels"][name], self.processing_class)

@@ -12,10 +12,11 @@ from transformers.utils import logging
 
 from eupe_hf.data.checks import check_map_size, readable
 from eupe_hf.data.options import DataArguments
+from eupe_hf.data.rows import Rows
 from eupe_hf.data.splits import TaskData, load_splits
 from eupe_hf.evaluation.metrics import DepthMetrics
 from eupe_hf.models.modeling_eupe_head import resize
-from eupe_hf.training.augmentation import training_augmentation
+from eupe_hf.training.augmentation import Augmentation, training_augmentation
 from eupe_hf.training.rows import TrainingRows
 
 from .base import RecipeTask
@@ -24,29 +25,14 @@ from .base import RecipeTask
 logger = logging.get_logger(__name__)
 
 
-DEPTH_DEFAULTS: dict[str, dict[str, Any]] = {
-    # batch, weight decay and the head's learning rate: the paper's protocol, whose 38,400 steps are about 25 epochs of
-    # the 24,000 images of NYUv2 that depth estimation trains on. Warm-up as for segmentation; the protocol's is in its
-    # loss. 480 is the short side of NYUv2.
-    "all": {
-        "metric_for_best_model": "rmse", "per_device_train_batch_size": 16, "num_train_epochs": 25,
-        "head_learning_rate": 3e-4, "weight_decay": 1e-3, "warmup_steps": 0.0375, "size": 480,
-    },
-    # peft has no recipe for depth: that for segmentation, the other dense task
-    "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
-    "probe": {"learning_rate": 3e-4},
-    "full": {"learning_rate": 6e-5, "layer_decay": 0.75},  # as for segmentation
-}  # fmt: skip
-
-
 @dataclass
 class DepthDataArguments(DataArguments):
     """Options of the data, and of depth maps."""
 
     label_column: str = field(default="depth_map", metadata={"help": "column with the depth maps"})
-    depth_scale: float = field(default=1.0, metadata={"help": "what a metre is in the maps: 1000 for millimetres"})
-    min_depth: float = field(default=1e-3, metadata={"help": "metres; what is not above it is unknown"})
-    max_depth: float = field(default=10.0, metadata={"help": "metres; what is above it is unknown"})
+    depth_scale: float = field(default=1.0, metadata={"help": "units of the maps in a metre: 1000 for millimetres"})
+    min_depth: float = field(default=1e-3, metadata={"help": "metres; depth up to it is unknown"})
+    max_depth: float = field(default=10.0, metadata={"help": "metres; depth above it is unknown"})
     crop: float = field(default=0.875, metadata={"help": "side of the part to train on, as a share of --size"})
 
     def __post_init__(self) -> None:
@@ -61,7 +47,7 @@ class DepthDataArguments(DataArguments):
             raise ValueError(f"--crop must be above 0 and at most 1, got {self.crop}.")
 
     def crop_size(self, patch_size: int) -> int:
-        """Side in pixels, in whole patches, of the part of a squashed image that is trained on."""
+        """Side in pixels, in whole patches, of the part of a resized image that is trained on."""
         return max(1, round(self.size * self.crop / patch_size)) * patch_size
 
 
@@ -69,12 +55,9 @@ def load_depth(arguments: DepthDataArguments, seed: int) -> TaskData:
     """Images with depth maps.
 
     Args:
-        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `depth/NAME.png` or `.npy`, or with such
-            folders under `train/` and `validation/`.
+        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `depth/NAME.png` or `.npy`, or with
+            folders of this kind under `train/` and `validation/`.
         seed: Of the held-out part.
-
-    Returns:
-        The data; there are no `names`.
 
     Raises:
         ValueError: No images, images without a map, maps of another size than their image, no known depth in a whole
@@ -97,7 +80,7 @@ def known_depth(depth: torch.Tensor, arguments: DepthDataArguments) -> torch.Ten
 
 
 def _check_depth(name: str, cells: tuple[Any, ...], arguments: DepthDataArguments) -> tuple[str, float, float, float]:
-    """The name of a map, its lowest and highest value as stored, and its largest known depth in metres, 0 if none."""
+    """The name of a map, its lowest and highest value as stored, and its largest known depth in metres, else 0."""
     image, depth = cells
     if depth.ndim != 2:
         raise ValueError(f"{name}: a depth map has one number per pixel, (height, width), got {tuple(depth.shape)}.")
@@ -109,7 +92,7 @@ def _check_depth(name: str, cells: tuple[Any, ...], arguments: DepthDataArgument
 
 
 def _check_unit(found: list[tuple[str, float, float, float]], what: str, arguments: DepthDataArguments) -> None:
-    """Refuse maps without any known depth, which mostly are in another unit; tell of single ones."""
+    """Refuse a part without any known depth, which is mostly in another unit; warn of single maps."""
     unknown = [name for name, _, _, known in found if not known]
     low, high, largest = min(row[1] for row in found), max(row[2] for row in found), max(row[3] for row in found)
     if len(unknown) == len(found):
@@ -120,10 +103,10 @@ def _check_unit(found: list[tuple[str, float, float, float]], what: str, argumen
             "another --max_depth."
         )
     if unknown:
-        told = f"{len(unknown)} of {len(found)} maps of the {what} part hold no known depth, {unknown[0]} first."
+        message = f"{len(unknown)} of {len(found)} maps of the {what} part hold no known depth, {unknown[0]} first."
         if arguments.strict:
-            raise ValueError(told)
-        logger.warning(told)
+            raise ValueError(message)
+        logger.warning(message)
     if largest < arguments.max_depth / 100:
         logger.warning(
             f"No depth of the {what} part is above {largest:g} metres, a hundredth of --max_depth: is --depth_scale "
@@ -135,12 +118,7 @@ class DepthRows(TrainingRows):
     """Rows with `labels` in metres, of the size of the image that goes into the model.
 
     Training takes crops as they come from the augmentation, so that a pixel is as large as at evaluation: at another
-    scale the same depth would look nearer or farther.
-
-    Args:
-        *args: As for `TrainingRows`, `target` "mask".
-        depth_scale: What a metre is in the maps.
-        **kwargs: As for `TrainingRows`.
+    scale the same depth would look nearer or farther. `depth_scale` says what a metre is in the maps.
     """
 
     def __init__(self, *args: Any, depth_scale: float = 1.0, **kwargs: Any):
@@ -148,7 +126,7 @@ class DepthRows(TrainingRows):
         self.depth_scale = depth_scale
 
     def encode(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """From a sample to `pixel_values`, and metres from the nearest pixel: no depth that was not there."""
+        """From a sample to `pixel_values`, and metres from the nearest pixel: depth is never interpolated."""
         options = {} if self.augmentation is None else {"do_resize": False}
         pixel_values = self.pixels(sample["image"], **options)
         metres = sample["mask"].float() / self.depth_scale
@@ -165,38 +143,50 @@ class BatchDepthMetrics(DepthMetrics):
             super().update(found, true)
 
 
-def resized_depth(depth: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Predicted depth (B, h, w) at the size of the labels (B, H, W); a Trainer's `preprocess_logits_for_metrics`."""
-    return resize(depth.float().unsqueeze(1), labels.shape[1:]).squeeze(1)
-
-
 class DepthTask(RecipeTask):
     """As in `finetune_lora_depth.py`."""
 
     name, score, data_class = "depth", "delta1", DepthDataArguments
+    help = "data set with depth maps"
+    errors = ("rmse", "abs_rel", "rmse_log", "log10", "sigloss")
+    crops = {"crop": "window", "fill": 0}  # it keeps the scale: the same room looks larger when it is nearer
+    defaults = {
+        # batch, weight decay and the head's learning rate: the paper's protocol, whose 38,400 steps are about 25
+        # epochs of the 24,000 images of NYUv2 that depth estimation trains on. Warm-up as for segmentation; the
+        # protocol's is in its loss. 480 is the short side of NYUv2.
+        "all": {
+            "metric_for_best_model": "rmse", "per_device_train_batch_size": 16, "num_train_epochs": 25,
+            "head_learning_rate": 3e-4, "weight_decay": 1e-3, "warmup_steps": 0.0375, "size": 480,
+        },
+        # peft has no recipe for depth: that for segmentation, the other dense task
+        "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
+        "probe": {"learning_rate": 3e-4},
+        "full": {"learning_rate": 6e-5, "layer_decay": 0.75},  # as for segmentation
+    }  # fmt: skip
 
     def load(self) -> TaskData:
         """Images with depth maps."""
         return load_depth(self.arguments, self.seed)
 
-    def head(self) -> dict[str, Any]:
-        """Bins that span the depths."""
-        return {"task": self.name, "loss_weight": self.weight, **self._range()}
+    def head_fields(self) -> dict[str, Any]:
+        """The depths that the bins of the head span."""
+        return {"min_depth": self.arguments.min_depth, "max_depth": self.arguments.max_depth}
 
-    def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[TrainingRows, TrainingRows]:
-        """With depth in metres, of crops that keep their scale."""
-        augment = training_augmentation(self.name, self.arguments, self.arguments.crop_size(patch_size))
+    def augmentation(self, patch_size: int) -> Augmentation | None:
+        """Crops of whole patches out of images of `--size`."""
+        return training_augmentation(self.arguments, self.arguments.crop_size(patch_size), **self.crops)
+
+    def make_rows(
+        self, rows: Rows, processor: BaseImageProcessor, augmentation: Augmentation | None = None
+    ) -> DepthRows:
+        """Rows with depth in metres."""
         options = {"seed": self.seed, "depth_scale": self.arguments.depth_scale}
-        train = DepthRows(self.data.train, processor, "mask", augment, **options)
-        return train, DepthRows(self.data.evaluation, processor, "mask", **options)
+        return DepthRows(rows, processor, self.target, augmentation, **options)
 
     def metrics(self) -> BatchDepthMetrics:
         """Errors of depth."""
-        return BatchDepthMetrics(**self._range())
+        return BatchDepthMetrics(**self.head_fields())
 
     def compare(self, output: Any, labels: Any, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Depth at the size of the labels."""
-        return resized_depth(output.predicted_depth, labels), labels
-
-    def _range(self) -> dict[str, Any]:
-        return {"min_depth": self.arguments.min_depth, "max_depth": self.arguments.max_depth}
+        """Depth (B, H, W) at the size of the labels."""
+        return resize(output.predicted_depth.float().unsqueeze(1), labels.shape[1:]).squeeze(1), labels

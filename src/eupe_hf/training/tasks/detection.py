@@ -18,33 +18,14 @@ from eupe_hf.data.options import DataArguments
 from eupe_hf.data.rows import Classes, image_size
 from eupe_hf.data.splits import TaskData, load_splits
 from eupe_hf.evaluation.metrics import average_precision
-from eupe_hf.extras import require
 from eupe_hf.models.modeling_eupe_detection import EupeObjectDetectionOutput
-from eupe_hf.training.augmentation import Augmentation, training_augmentation
+from eupe_hf.training.augmentation import Augmentation
 from eupe_hf.training.rows import TrainingRows
-from eupe_hf.training.trainer import RecipeTrainer
 
 from .base import RecipeTask
 
 
 logger = logging.get_logger(__name__)
-
-
-DETECTION_DEFAULTS: dict[str, dict[str, Any]] = {
-    # the paper has no detection. 36 epochs: the usual "3x" schedule of detectors (arXiv 1811.08883); 640: their usual
-    # side where they are meant to be fast; the head's learning rate: a third of what our benchmark on drawn shapes
-    # (tests/benchmarks/detection.py) uses, whose runs are far shorter
-    "all": {
-        "metric_for_best_model": "ap", "per_device_train_batch_size": 16, "num_train_epochs": 36,
-        "head_learning_rate": 1e-3, "weight_decay": 1e-4, "warmup_steps": 0.05, "size": 640,
-    },
-    # peft has no recipe for detection: that for segmentation, the other task with many outputs per image
-    "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
-    "probe": {"learning_rate": 1e-3},
-    # ViTDet's fine-tuning of a ViT-B (arXiv 2203.16527): 1e-4 at batch 64, by the square root half of it at 16;
-    # weight decay 0.1, decay by layers 0.7
-    "full": {"learning_rate": 5e-5, "weight_decay": 0.1, "layer_decay": 0.7},
-}  # fmt: skip
 
 
 _FOUND = 100  # detections of an image that count, as in COCO
@@ -64,16 +45,16 @@ def load_detection(arguments: DetectionDataArguments, seed: int) -> TaskData:
     """Images with boxes.
 
     Args:
-        arguments: `dataset` may also be a folder with COCO's JSON, as `training_coco` says. In other data sets a
-            column has, per image, `bbox`, as in COCO, and `category`, as lists or one by one.
+        arguments: `dataset` may also be a folder with COCO's JSON, as in `data.coco`. In other data sets a column has,
+            per image, `bbox`, as in COCO, and `category`, as lists or one by one.
         seed: Of the held-out part.
 
     Returns:
-        The data, with category ids mapped to 0, 1, ... in their order. Boxes that are no boxes are still in it.
+        The data, with category ids mapped to 0, 1, ... in their order. Faulty boxes are still in it.
 
     Raises:
-        ValueError: No images, no boxes in one of the parts, categories that have no name or two, and, with `--strict`,
-            unreadable files and boxes without an area inside their image.
+        ValueError: No images, no boxes in one of the parts, categories without a name or with two, and, with
+            `--strict`, unreadable files and boxes without an area inside their image.
     """
     columns = {"image": arguments.image_column, "objects": arguments.label_column}
     train, evaluation, split = load_splits(arguments, columns, seed)
@@ -120,14 +101,6 @@ class DetectionRows(TrainingRows):
         return {"pixel_values": self.pixels(sample["image"]), "labels": labels}
 
 
-def collate_objects(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch: `pixel_values` (B, 3, H, W), and the labels as a list, for images have different numbers of objects."""
-    return {
-        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-        "labels": [row["labels"] for row in rows],
-    }
-
-
 # ---- evaluation ----
 
 
@@ -155,21 +128,6 @@ def boxes_for_metrics(
     truth[0] = torch.cat([truth[0], truth[0].new_full((1, 5), _ABSENT)])  # never without a row
     padded = [pad_sequence(part, batch_first=True, padding_value=_ABSENT) for part in (rows, truth)]
     return padded[0], padded[1]
-
-
-class DetectionTrainer(RecipeTrainer):
-    """`RecipeTrainer` whose metrics get what `boxes_for_metrics` makes."""
-
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Any, Any, Any]:
-        """As the Trainer's, with boxes after non-maximum suppression instead of logits."""
-        ignored = [*(ignore_keys or ()), "loss_dict", "hidden_states", "attentions"]
-        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignored)
-        if prediction_loss_only:
-            return loss, None, None
-        output = EupeObjectDetectionOutput(logits=outputs[0], pred_boxes=outputs[1])
-        return loss, *boxes_for_metrics(output, labels, self.processing_class)
 
 
 class DetectionMetrics:
@@ -201,17 +159,35 @@ class DetectionTask(RecipeTask):
     """As in `finetune_lora_detection.py`."""
 
     name, score, data_class = "detection", "ap", DetectionDataArguments
+    help = "data set with boxes"
+    needs = ("pycocotools.coco",)
+    # 0.8 to 1.25 times the size: the "standard scale jittering" of arXiv 2012.07177
+    crops = {"scale": (0.8, 1.25), "crop": "window", "boxes": True}
+    defaults = {
+        # the paper has no detection. 36 epochs: the usual "3x" schedule of detectors (arXiv 1811.08883); 640: their
+        # usual side where they are meant to be fast; the head's learning rate: a third of what our benchmark on drawn
+        # shapes (tests/benchmarks/detection.py) uses, whose runs are far shorter
+        "all": {
+            "metric_for_best_model": "ap", "per_device_train_batch_size": 16, "num_train_epochs": 36,
+            "head_learning_rate": 1e-3, "weight_decay": 1e-4, "warmup_steps": 0.05, "size": 640,
+        },
+        # peft has no recipe for detection: that for segmentation, the other task with many outputs per image
+        "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
+        "probe": {"learning_rate": 1e-3},
+        # ViTDet's fine-tuning of a ViT-B (arXiv 2203.16527): 1e-4 at batch 64, by the square root half of it at 16;
+        # weight decay 0.1, decay by layers 0.7
+        "full": {"learning_rate": 5e-5, "weight_decay": 0.1, "layer_decay": 0.7},
+    }  # fmt: skip
 
     def load(self) -> TaskData:
         """Images with boxes."""
-        require("pycocotools.coco")  # which the first evaluation will need
         return load_detection(self.arguments, self.seed)
 
-    def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[TrainingRows, TrainingRows]:
-        """With boxes."""
-        augment = training_augmentation(self.name, self.arguments)
-        train = DetectionRows(self.data.train, processor, augment, self.seed)
-        return train, DetectionRows(self.data.evaluation, processor)
+    def make_rows(
+        self, rows: Any, processor: BaseImageProcessor, augmentation: Augmentation | None = None
+    ) -> DetectionRows:
+        """Rows with boxes."""
+        return DetectionRows(rows, processor, augmentation, self.seed)
 
     def metrics(self) -> DetectionMetrics:
         """Average precision."""

@@ -6,19 +6,16 @@ from functools import partial
 from typing import Any
 
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils import logging
 
 from eupe_hf.data.checks import check_map_size, readable
 from eupe_hf.data.options import DataArguments
 from eupe_hf.data.splits import TaskData, given_names, load_splits
 from eupe_hf.evaluation.metrics import SegmentationMetrics
-from eupe_hf.training.augmentation import training_augmentation
-from eupe_hf.training.rows import TrainingRows
 
 from .base import RecipeTask
 
 
-logger = logging.get_logger(__name__)
+IGNORED = 255  # the class id of pixels that count for nothing
 
 
 @dataclass
@@ -32,13 +29,13 @@ def load_segmentation(arguments: DataArguments, seed: int, reduce_labels: bool =
     """Images with label maps.
 
     Args:
-        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `masks/NAME.png`, or with such folders
-            under `train/` and `validation/`.
+        arguments: `dataset` may also be a folder with `images/NAME.jpg` and `masks/NAME.png`, or with folders of this
+            kind under `train/` and `validation/`.
         seed: Of the held-out part.
         reduce_labels: Label 0 is ignored and 1 the first class, as in ADE20K.
 
     Returns:
-        The data; `names` are those of `--labels`, or the numbers of the classes that the maps use.
+        The data; `names` come from `--labels`, or are the numbers of the classes in the maps.
 
     Raises:
         ValueError: No images, images without a map, maps of another size than their image, class ids beyond
@@ -60,9 +57,7 @@ def load_segmentation(arguments: DataArguments, seed: int, reduce_labels: bool =
     return TaskData(parts[0], parts[1], names or [str(i) for i in range(highest + 1)], split)
 
 
-def check_map(
-    name: str, cells: tuple[Any, ...], reduce_labels: bool = False, names: list[str] | None = None, ignore: int = 255
-) -> int:
+def check_map(name: str, cells: tuple[Any, ...], reduce_labels: bool = False, names: list[str] | None = None) -> int:
     """The highest class id of a label map, which must fit its image and the class names."""
     image, labels = cells
     if labels.ndim != 2 or labels.is_floating_point():
@@ -73,12 +68,12 @@ def check_map(
     check_map_size(name, "mask", image, labels)
     if labels.numel() and int(labels.min()) < 0:
         raise ValueError(f"{name}: the mask holds the class {int(labels.min())}: class ids count from 0.")
-    counted = labels[labels != ignore].long() - int(reduce_labels)
+    counted = labels[labels != IGNORED].long() - int(reduce_labels)
     highest = int(counted.max()) if counted.numel() else -1
     if names is not None and highest >= len(names):
         raise ValueError(
             f"{name}: the mask holds the class {highest}, but there are {len(names)} class names, 0 to "
-            f"{len(names) - 1}. {ignore} is ignored; where labels count from 1, give --reduce_labels."
+            f"{len(names) - 1}. {IGNORED} is ignored; where labels count from 1, give --reduce_labels."
         )
     return highest
 
@@ -87,18 +82,36 @@ class SegmentationTask(RecipeTask):
     """As in `finetune_lora_segmentation.py`."""
 
     name, score, data_class = "segmentation", "mean_iou", SegmentationDataArguments
+    help = "data set with label maps"
+    crops = {"scale": (0.5, 2.0), "crop": "side", "fill": IGNORED}  # 0.5 to 2 times the size: the paper's protocol
+    defaults = {
+        # batch, warm-up (1,500 of 40,000 steps), weight decay and the head's learning rate: the paper's protocol
+        "all": {
+            "metric_for_best_model": "mean_iou", "per_device_train_batch_size": 16, "num_train_epochs": 50,
+            "head_learning_rate": 1e-3, "weight_decay": 1e-3, "warmup_steps": 0.0375, "size": 512,
+        },
+        # peft's published recipe for semantic segmentation: rank 32, alpha 32, dropout 0.1, 50 epochs, and its 5e-4 as
+        # it stands, though at batch 4
+        "lora": {"learning_rate": 5e-4, "rank": 32, "dropout": 0.1},
+        "probe": {"learning_rate": 1e-3},
+        # 6e-5: SegFormer (arXiv 2105.15203), batch 16 too; decay by layers as for classification (BEiT, arXiv
+        # 2106.08254, has 0.65 or 0.9 for ADE20K, by how it was pretrained)
+        "full": {"learning_rate": 6e-5, "layer_decay": 0.75},
+    }  # fmt: skip
 
     def load(self) -> TaskData:
         """Images with label maps."""
         return load_segmentation(self.arguments, self.seed, self.arguments.reduce_labels)
 
-    def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[TrainingRows, TrainingRows]:
-        """With label maps; the processor reduces labels where the data are such."""
+    def head_fields(self) -> dict[str, Any]:
+        """Class names, and the class id that counts for nothing."""
+        return super().head_fields() | {"semantic_loss_ignore_index": IGNORED}
+
+    def rows(self, processor: BaseImageProcessor, patch_size: int) -> tuple[Any, Any]:
+        """Rows with label maps; the processor reduces labels with `--reduce_labels`."""
         processor.do_reduce_labels = self.arguments.reduce_labels
-        augment = training_augmentation(self.name, self.arguments)
-        train = TrainingRows(self.data.train, processor, "mask", augment, self.seed)
-        return train, TrainingRows(self.data.evaluation, processor, "mask")
+        return super().rows(processor, patch_size)
 
     def metrics(self) -> SegmentationMetrics:
         """Mean IoU."""
-        return SegmentationMetrics(len(self.data.names))
+        return SegmentationMetrics(len(self.data.names), IGNORED)
