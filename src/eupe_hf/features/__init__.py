@@ -1,21 +1,29 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Features of many images: computing, storing, searching, and finer maps by tiles.
+"""Features of many or large images from a frozen encoder.
 
-What goes here: what a frozen encoder gives for many or large images.
+What goes here: computing, storing and searching global features, and feature maps in tiles.
 """
 
-from .extraction import FeatureSummary, ImageBatch, ImageReader, encode_images, find_images, save_features
-from .files import FORMATS, FeatureFile, feature_table, read_features, write_parquet
+from .extraction import (
+    FeatureSummary,
+    ImageBatch,
+    ImageReader,
+    compute_features,
+    encode_images,
+    find_images,
+    save_features,
+)
+from .files import FeatureFile, feature_table, read_features, write_features
 from .search import nearest_images
 from .tiling import tiled_feature_map
 
 
 __all__ = [
-    "FORMATS",
     "FeatureFile",
     "FeatureSummary",
     "ImageBatch",
     "ImageReader",
+    "compute_features",
     "encode_images",
     "feature_table",
     "find_images",
@@ -23,5 +31,5 @@ __all__ = [
     "read_features",
     "save_features",
     "tiled_feature_map",
-    "write_parquet",
+    "write_features",
 ]
