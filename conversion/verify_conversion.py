@@ -42,6 +42,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest absolute error that passes (default: %(default)s)"
     )
+    parser.add_argument("--device", help="where to run: cpu, cuda, ... (default: the accelerator, else cpu)")
     args = parser.parse_args(arguments)
     if not args.tolerance >= 0:
         parser.error(f"--tolerance must be 0 or more, got {args.tolerance}")
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
     parser, args = parse(arguments)
     try:
-        rows = verify(args.checkpoint, args.against, args.golden, args.variant)
+        rows = verify(args.checkpoint, args.against, args.golden, args.variant, args.device)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(format_table(rows, args.tolerance))

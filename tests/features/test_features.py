@@ -92,7 +92,7 @@ def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"3\.png' can't be read"):
         save_features(model, processor, paths, tmp_path / "strict.parquet", num_workers=0, strict=True)
     native = EupeImageProcessorPil(do_resize=False)
-    with pytest.raises(ValueError, match="several sizes, .*: set its size to a height and width"):
+    with pytest.raises(ValueError, match=r"several sizes, .*: set its size to a height and width"):
         save_features(model, native, paths, tmp_path / "sizes.parquet", num_workers=0)
     save_features(model, processor, paths, tmp_path / "out.parquet", num_workers=0)
     with pytest.raises(ValueError, match="other images or another model"):
@@ -155,9 +155,7 @@ def test_other_weights_of_the_same_name_are_another_job(folder: Path, tmp_path: 
         save_features(model, processor, find_images([folder]), tmp_path / "out.parquet", num_workers=0)
 
 
-def test_file_names_that_are_not_utf8_come_back(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_names_that_are_not_utf8_come_back(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "_PART_BATCHES", 1)  # a part with names of each kind
     model, processor = model_and_processor()
     foreign = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))

@@ -222,7 +222,7 @@ def test_full_disk_is_told_and_the_run_goes_on(save: Save, tmp_path: Path, room:
     assert told.poll()
     sentence = told.recv()
     assert f"{cut} is not finished: " in sentence and "File too large" in sentence
-    assert sentence.endswith("Solve that and repeat the run, which will continue.")
+    assert sentence.endswith("Solve that, then repeat the run to continue.")
     assert not cut.exists()
     summary = save(cut)
     assert summary.count == 9 and summary.resumed == (0 if room == 100 else 11)

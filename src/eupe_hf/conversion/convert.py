@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from eupe_hf.loading import pick_device
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
 from eupe_hf.models.modeling_eupe import EupeModel
 
@@ -289,6 +292,7 @@ def verify(
     against: str | os.PathLike | None = None,
     golden: str | os.PathLike | None = None,
     variant: str | None = None,
+    device: str | torch.device | None = None,
 ) -> list[Row]:
     """Compare what an encoder computes with what another one does, or with what the original code did.
 
@@ -297,6 +301,7 @@ def verify(
         against: Another checkpoint; or
         golden: a file with recorded outputs, see `compare_with_golden`.
         variant: Name of the model that both must be; by default they are recognised.
+        device: See `eupe_hf.loading.pick_device`.
 
     Returns:
         One row per output.
@@ -307,7 +312,9 @@ def verify(
     """
     if (against is None) == (golden is None):
         raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")
-    model = load_checkpoint(checkpoint, variant).build_model()
-    if golden is not None:
-        return compare_with_golden(model, golden)
-    return compare_models(model, load_checkpoint(against, variant).build_model())
+    place = pick_device(device)
+    model = load_checkpoint(checkpoint, variant).build_model().to(place)
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN computes convolutions in TF32
+        if golden is not None:
+            return compare_with_golden(model, golden)
+        return compare_models(model, load_checkpoint(against, variant).build_model().to(place))

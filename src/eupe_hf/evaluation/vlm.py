@@ -17,28 +17,17 @@ from transformers.processing_utils import ProcessorMixin
 
 
 LETTERS = "ABCDEFGHIJ"
-
-
 # what follows the question, in the words that LLaVA-1.5 was trained with
 _SHORT = "Answer the question using a single word or phrase."
-
-
 SUFFIXES = {
     "yes_no": _SHORT,
     "multiple_choice": "Answer with the option's letter from the given choices directly.",
     "vqa": _SHORT,
 }
-
-
+PIPELINE_TAGS = {**dict.fromkeys(SUFFIXES, "visual-question-answering"), "conversation": "image-text-to-text"}
 _ARTICLES = {"a", "an", "the"}
-
-
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
-
-
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 

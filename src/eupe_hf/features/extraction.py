@@ -214,9 +214,7 @@ def save_features(
         else:
             count = _open_parts(parts, job, output)
             resumed = min(count * _PART_BATCHES * batch_size, len(files))
-            _compute_parts(
-                model, _read(processor, files, batch_size, num_workers, resumed), parts, job, count, strict
-            )
+            _compute_parts(model, _read(processor, files, batch_size, num_workers, resumed), parts, job, count, strict)
             skipped = _join(parts, output, job)
         _discard(parts)
     return FeatureSummary(len(files) - len(skipped), skipped, resumed)
@@ -278,7 +276,7 @@ def _working_folder(output: Path) -> Iterator[Path]:
     except Timeout as error:
         raise ValueError(f"Another run is writing {output}: wait until it ends, or choose another output.") from error
     except OSError as error:
-        raise OSError(f"{output} is not finished: {error}. Solve that and repeat the run, which will continue.") from error
+        raise OSError(f"{output} is not finished: {error}. Solve that, then repeat the run to continue.") from error
 
 
 def _discard(parts: Path) -> None:

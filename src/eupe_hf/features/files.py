@@ -8,6 +8,7 @@ folder of images needs no file, and no pyarrow.
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,8 @@ def feature_table(paths: Sequence[str], features: torch.Tensor, metadata: dict[s
     """
     pyarrow = require("pyarrow")
     names = pyarrow.array([path.encode("utf-8", "surrogateescape") for path in paths], pyarrow.binary())
-    try:
+    with suppress(pyarrow.ArrowInvalid):  # parquet's strings are UTF-8, which file names need not be
         names = names.cast(pyarrow.string())
-    except pyarrow.ArrowInvalid:  # parquet's strings are UTF-8, and file names need not be
-        pass
     rows, width = features.shape
     offsets = pyarrow.array(np.arange(rows + 1, dtype=np.int32) * np.int32(width))
     values = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(features.numpy().ravel(), pyarrow.float32()))
