@@ -174,5 +174,6 @@ def test_what_is_not_there_or_not_eupe_is_refused(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="There is no model at"):
             load(str(tmp_path / "not" / "there"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ValueError, match="is a vit model, not an EUPE model"):
-        load_task_model(str(tmp_path))
+    for load in (load_encoder, load_task_model):
+        with pytest.raises(ValueError, match="is a model of type 'vit', not an EUPE model"):
+            load(str(tmp_path))

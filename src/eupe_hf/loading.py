@@ -8,7 +8,6 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers import utils as transformers_utils
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .models.configuration_eupe import EupeConfig
 from .models.configuration_eupe_multitask import EupeMultiTaskConfig
 from .models.modeling_eupe import EupeModel, EupePreTrainedModel
 from .models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
@@ -53,11 +52,20 @@ def load_encoder(
 
     Raises:
         OSError: The model was not found.
-        ValueError: The name or the device is unknown.
+        ValueError: It is not an EUPE model, or the name or the device is unknown.
     """
     check_source(model)
     place = pick_device(device)
+    if transformers_utils.find_adapter_config_file(model) is None:
+        _read_config(model)
     return model_class.from_pretrained(model).eval().to(place)
+
+
+def _read_config(model: str) -> Any:
+    config = AutoConfig.from_pretrained(model)
+    if not config.model_type.startswith("eupe"):
+        raise ValueError(f"{model} is a model of type {config.model_type!r}, not an EUPE model.")
+    return config
 
 
 def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
@@ -99,9 +107,7 @@ def load_task_model(model: str, device: str | torch.device | None = None) -> Eup
         if isinstance(merged, (EupeForMultiTask, *TASK_MODELS.values())):
             return merged.eval().to(place)
         raise ValueError(f"{model} is an adapter of {type(merged).__name__}, which is not a task model.")
-    config = AutoConfig.from_pretrained(model)
-    if not isinstance(config, (EupeConfig, EupeMultiTaskConfig)):
-        raise ValueError(f"{model} is a {config.model_type} model, not an EUPE model.")
+    config = _read_config(model)
     known: dict[str, type[EupePreTrainedModel]] = {one.__name__: one for one in TASK_MODELS.values()}
     saved = [known[name] for name in config.architectures or [] if name in known]
     if isinstance(config, EupeMultiTaskConfig):

@@ -202,7 +202,19 @@ def assert_search_finds_itself(index: Path, job: Path) -> None:
 
 @pytest.mark.parametrize("job", ["convnext"], indirect=True)
 def test_datasets_in_processes_and_shards_gives_the_same_features(job: Path, tmp_path: Path) -> None:
-    command = ["--output", tmp_path / "out", "--model", job / "encoder", "--num_proc", 2, "--num_shards", 2, "--index"]
+    command = [
+        "--output",
+        tmp_path / "out",
+        "--model",
+        job / "encoder",
+        "--num-proc",
+        2,
+        "--num_shards",
+        2,
+        "--device",
+        "cpu",
+    ]
+    command += ["--index"]
     script = ROOT / "examples" / "features_datasets.py"
     shards = [run(script, job / "images", *command, index, home=tmp_path) for index in (0, 1)]
     assert [shard.returncode for shard in shards] == [0, 0], [shard.stderr for shard in shards]
@@ -213,7 +225,7 @@ def test_datasets_in_processes_and_shards_gives_the_same_features(job: Path, tmp
     assert_same_features(tmp_path / "out", job)
     assert_search_finds_itself(tmp_path / "out", job)
     told = refusal(script.name, job / "images", *command, 1, folder=tmp_path)
-    assert told.endswith(f"{names[1]} is there already: remove it to compute it anew.")
+    assert told.endswith(f"{names[1]} already exists: remove it to compute it again.")
 
 
 @pytest.mark.parametrize("job", ["convnext"], indirect=True)
@@ -226,22 +238,26 @@ def test_datasets_answers_mistakes_by_a_sentence(job: Path, tmp_path: Path) -> N
     told = refusal("features_datasets.py", job / "images", *command, 2, "--index", 2, folder=tmp_path)
     assert "--index must lie between 0 and --num_shards - 1, which is 1" in told
     assert not (tmp_path / "out").exists()
+    told = refusal("features_datasets.py", job / "images", *command, 1, "--device", "abacus", folder=tmp_path)
+    assert "The device 'abacus' is not available on this machine: choose cpu" in told.splitlines()[-1]
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 @pytest.mark.parametrize("job", ["vit"], indirect=True)
 def test_ray_gives_the_same_features(job: Path, tmp_path: Path) -> None:
     # with half a core reading runs apart from encoding, as with a GPU; a batch of one is empty where that is damaged
-    command = ["--output", tmp_path / "out", "--model", job / "encoder", "--cpus", 0.5, "--batch_size", 1]
+    command = ["--output", tmp_path / "out", "--model", job / "encoder", "--cpus", 0.5, "--batch-size", 1]
+    command += ["--device", "cpu"]
     script = ROOT / "examples" / "features_ray.py"
     result = run(script, job / "images", *command, home=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"Saved {tmp_path / 'out'}: 39 images, 2 left out that can't be read.\n"
+    assert result.stdout == f"Saved {tmp_path / 'out'}: 39 images, 2 unreadable ones left out.\n"
     assert not list(tmp_path.glob(".out*"))
     assert_same_features(tmp_path / "out", job)
     assert_search_finds_itself(tmp_path / "out", job)
     told = refusal(script.name, job / "images", *command, folder=tmp_path)
-    assert told == f"features_ray.py: {tmp_path / 'out'} is there already: remove it, or name another folder."
+    assert told == f"features_ray.py: {tmp_path / 'out'} already exists: remove it, or name another folder."
 
 
 def test_folder_of_several_models_is_refused(tmp_path: Path) -> None:
