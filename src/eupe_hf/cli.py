@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
 from .models.configuration_eupe import WEIGHTS_LICENSE
@@ -31,15 +32,6 @@ Device = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, ... [
 Images = Annotated[list[Path], typer.Argument(help="Images, and folders of images.")]
 Model = Annotated[str, typer.Option(help="A short name, a Hub id, or the folder of a model or adapter.")]
 Size = Annotated[int | None, typer.Option(help="Resize images to this side in pixels [default: the model's size]")]
-
-
-class Kind(str, enum.Enum):
-    """What `eupe visualize` draws."""
-
-    pca = "pca"
-    similarity = "similarity"
-    attention = "attention"
-    matches = "matches"
 
 
 class Target(str, enum.Enum):
@@ -104,9 +96,8 @@ def pull(
     from .hub.fetch import fetch
 
     typer.echo(fetch(name, revision=revision, force_download=force))
-    typer.echo(
-        f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}", err=True
-    )
+    license_name, link = WEIGHTS_LICENSE["license_name"], WEIGHTS_LICENSE["license_link"]
+    typer.echo(f"The weights are under the {license_name}: {link}", err=True)
 
 
 @app.command()
@@ -127,22 +118,12 @@ def info(
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A file or folder in any of the three layouts.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; with --to raw the file.")],
-    to: Annotated[
-        Target, typer.Option(help="The layout: of this package, the published files or transformers' DINOv3.")
-    ] = Target.eupe,
+    to: Annotated[Target, typer.Option(help="The layout: this package's, as published, or DINOv3's.")] = Target.eupe,
     variant: Annotated[str | None, typer.Option(help="Fail unless it is this model of the six.")] = None,
-    head: Annotated[
-        Path | None,
-        typer.Option(help="An upstream head: with --task read and joined; with --to raw or dinov3 written."),
-    ] = None,
+    head: Annotated[Path | None, typer.Option(help="An upstream head to join; with --to raw, to write.")] = None,
     task: Annotated[str | None, typer.Option(help="The task of the head: segmentation or depth.")] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="The layers that the head reads, from 0, as 2,5,8,11 [default: the last block or stage]"),
-    ] = None,
-    keep_projectors: Annotated[
-        bool, typer.Option("--keep-projectors", help="Keep the distillation adapters of some published files.")
-    ] = False,
+    layers: Annotated[str | None, typer.Option(help="The head's layers, from 0, as 2,5,8 [default: the last]")] = None,
+    keep_projectors: Annotated[bool, typer.Option("--keep-projectors", help="Keep distillation adapters.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint between the three layouts, and prove that no tensor changed.
@@ -213,7 +194,8 @@ def features(
     from .loading import load_encoder, load_processor
 
     paths = list(map(str, find_images(images)))  # text takes a third of the memory of a Path
-    encoder, processor = load_encoder(model, device), load_processor(model, size)
+    encoder: PreTrainedModel = load_encoder(model, device)
+    processor = load_processor(model, size)
     transformers_logging.enable_progress_bar()
     done = save_features(encoder, processor, paths, output, batch_size, workers, strict, overwrite)
     if done.skipped:
@@ -242,7 +224,8 @@ def search(
         raise FileNotFoundError(f"There is no image {query}.")
     known = None if index.is_dir() and not any(index.glob("*.parquet")) else read_features(index)
     name = model or (known.model if known else "") or "eupe-s"
-    encoder, processor = load_encoder(name, device), load_processor(name)
+    encoder: PreTrainedModel = load_encoder(name, device)
+    processor = load_processor(name)
     known = known or compute_features(encoder, processor, find_images([index]))
     with torch.inference_mode():
         feature = encoder(**processor(query, return_tensors="pt").to(encoder.device)).pooler_output[0].cpu()
@@ -288,7 +271,7 @@ def predict(
 @app.command()
 def visualize(
     images: Images,
-    kind: Annotated[Kind, typer.Option(help="What to draw; matches take two images.")] = Kind.pca,
+    kind: Annotated[str, typer.Option(help="What to draw: pca, similarity, attention, matches.")] = "pca",
     model: Model = "eupe-s",
     size: Annotated[int, typer.Option(help="Resize images to this side in pixels: larger is finer.")] = 512,
     patch: Annotated[tuple[int, int] | None, typer.Option(help="Similarity: row and column of the patch.")] = None,
@@ -305,7 +288,7 @@ def visualize(
     from .visualization.encoders import draw
 
     options: dict[str, Any] = {"size": size, "patch": patch, "layer": layer, "tile": tile, "device": device}
-    for saved in draw(find_images(images), output, kind=kind.value, model=model, **options):
+    for saved in draw(find_images(images), output, kind=kind, model=model, **options):
         typer.echo(saved)
 
 

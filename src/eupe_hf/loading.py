@@ -104,12 +104,12 @@ def load_task_model(model: str, device: str | torch.device | None = None) -> Eup
         from eupe_hf.lora.config import load_peft_model
 
         merged: Any = load_peft_model(model).merge_and_unload()
-        if isinstance(merged, (EupeForMultiTask, *TASK_MODELS.values())):
-            return merged.eval().to(place)
-        raise ValueError(f"{model} is an adapter of {type(merged).__name__}, which is not a task model.")
+        known: tuple[Any, ...] = (EupeForMultiTask, *TASK_MODELS.values())
+        if not isinstance(merged, known):
+            raise ValueError(f"{model} is an adapter of {type(merged).__name__}, which is not a task model.")
+        return merged.eval().to(place)
     config = _read_config(model)
-    known: dict[str, type[EupePreTrainedModel]] = {one.__name__: one for one in TASK_MODELS.values()}
-    saved = [known[name] for name in config.architectures or [] if name in known]
+    saved: list[Any] = [one for one in TASK_MODELS.values() if one.__name__ in (config.architectures or [])]
     if isinstance(config, EupeMultiTaskConfig):
         saved = [EupeForMultiTask]
     return saved[0].from_pretrained(model).eval().to(place) if saved else None

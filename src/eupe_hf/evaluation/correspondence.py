@@ -131,12 +131,9 @@ class CorrespondenceMetrics:
         self.shares, self.hits, self.num_points, self.num_pairs = 0.0, 0, 0, 0
 
     def update(self, found: torch.Tensor, points: torch.Tensor, box: Sequence[float]) -> None:
-        """Compare the points found in the target image with the true ones. A pair without a visible point is left out.
+        """Compare points found in the target image with the true ones. A pair without a visible point is left out.
 
-        Args:
-            found: (P, 2), x and y in pixels.
-            points: (P, 2), the true points; NaN where a point is not visible.
-            box: The object's bounding box in pixels: left, top, right, bottom.
+        All are (P, 2), x and y in pixels, NaN where not visible. `box` is the object's: left, top, right, bottom.
 
         Raises:
             ValueError: The shapes differ, a point found is not finite, or the box has no extent.
@@ -157,11 +154,7 @@ class CorrespondenceMetrics:
         self.shares, self.num_pairs = self.shares + hits / len(distances), self.num_pairs + 1
 
     def compute(self) -> dict[str, float]:
-        """Both averages.
-
-        Raises:
-            ValueError: No point was counted.
-        """
+        """Return both averages, or raise a ValueError if no visible point was counted."""
         if not self.num_points:
             raise ValueError("No visible point was counted.")
         name = f"pck@{self.alpha:g}"

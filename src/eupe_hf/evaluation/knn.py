@@ -87,8 +87,6 @@ def knn_accuracy(
     """
     accuracy = require("sklearn.metrics").accuracy_score
     if labels.shape != queries.shape[:1] or not len(labels):
-        raise ValueError(
-            f"There must be at least one query, and one label for each, got {tuple(labels.shape)} for {len(queries)}."
-        )
+        raise ValueError(f"There must be queries with one label each, got {tuple(labels.shape)} for {len(queries)}.")
     found = knn_predict(bank, bank_labels, queries, **options)
     return {f"accuracy@{k}": float(accuracy(labels.cpu(), ids.cpu())) for k, ids in found.items()}

@@ -33,9 +33,6 @@ def check_finite(tensor: torch.Tensor, name: str) -> None:
     )
 
 
-# ---- classification ----
-
-
 class ClassificationMetrics:
     """Accuracy, and its mean over the classes that occur.
 
@@ -61,7 +58,7 @@ class ClassificationMetrics:
         self.hits, self.totals = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(2))
 
     def update(self, predicted: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count class ids `predicted` (N,) against `labels` (N,); -100 is ignored.
+        """Count class ids `predicted` (N,) against `labels` (N,), where -100 is ignored.
 
         Raises:
             ValueError: The shapes differ, or an id is not a class.
@@ -74,11 +71,7 @@ class ClassificationMetrics:
         self.hits += torch.bincount(labels[predicted == labels], minlength=len(self.totals))
 
     def compute(self) -> dict[str, float]:
-        """`accuracy` and `mean_accuracy`.
-
-        Raises:
-            ValueError: No image with a class was counted.
-        """
+        """Return `accuracy` and `mean_accuracy`, or raise a ValueError if no image with a class was counted."""
         if not self.totals.sum():
             raise ValueError("No image with a class was counted.")
         hits, occurs = self.hits.double(), self.totals > 0
@@ -86,9 +79,6 @@ class ClassificationMetrics:
             "accuracy": (hits.sum() / self.totals.sum()).item(),
             "mean_accuracy": (hits[occurs] / self.totals[occurs]).mean().item(),
         }
-
-
-# ---- segmentation ----
 
 
 def reduce_zero_label(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
@@ -151,11 +141,7 @@ class SegmentationMetrics:
         return hits / (self.confusion.sum(0) + self.confusion.sum(1) - hits)
 
     def compute(self) -> dict[str, float]:
-        """`mean_iou`, `pixel_accuracy` and `mean_accuracy`.
-
-        Raises:
-            ValueError: No labelled pixel was counted.
-        """
+        """Return `mean_iou`, `pixel_accuracy`, `mean_accuracy`, or raise a ValueError if no label was counted."""
         if not self.confusion.sum():
             raise ValueError("No labelled pixel was counted: there are no label maps, or all of them are ignored.")
         # torchmetrics' macro accuracy counts a class that is predicted but absent as 0; the benchmarks leave it out.
@@ -166,9 +152,6 @@ class SegmentationMetrics:
             "pixel_accuracy": (hits.sum() / self.confusion.sum()).item(),
             "mean_accuracy": (hits / self.confusion.sum(1)).nanmean().item(),
         }
-
-
-# ---- depth ----
 
 
 class DepthMetrics:
@@ -224,15 +207,14 @@ class DepthMetrics:
         self.num_images += 1
 
     def compute(self) -> dict[str, float]:
-        """`rmse` (metres), `abs_rel`, `rmse_log`, `log10` and `sigloss`: lower is better; `delta1` to `delta3`.
+        """Return `rmse` (metres), `abs_rel`, `rmse_log`, `log10`, `sigloss`; `delta1` to `delta3`: higher is better.
 
         Raises:
             ValueError: No image had a valid depth.
         """
         if not self.num_images:
-            raise ValueError(
-                f"No image has a depth above {self.min_depth} and up to {self.max_depth} metres: check the unit."
-            )
+            allowed = f"above {self.min_depth} and up to {self.max_depth} metres"
+            raise ValueError(f"No image has a depth {allowed}: check the unit.")
         return {name: total / self.num_images for name, total in self.totals.items()}
 
 
@@ -251,9 +233,6 @@ def _depth_errors(found: torch.Tensor, true: torch.Tensor) -> dict[str, torch.Te
         "sigloss": torch.sqrt(variance + 0.15 * error.mean() ** 2),
         **{f"delta{power}": (ratio < 1.25**power).double().mean() for power in (1, 2, 3)},
     }
-
-
-# ---- detection ----
 
 
 def average_precision(
@@ -278,14 +257,12 @@ def average_precision(
     coco, evaluator = require("pycocotools.coco").COCO, require("pycocotools.cocoeval").COCOeval
     found: list[dict[str, Any]] = []
     true: list[dict[str, Any]] = []
-    images = 0
     for images, (prediction, target) in enumerate(zip_longest(predictions, targets), start=1):
         if prediction is None or target is None:
             raise ValueError(f"There must be as many predictions as targets; one of them ends after {images - 1}.")
         found += _annotations(prediction, images, "scores", f"predictions[{images - 1}]")
-        true += _annotations(
-            {"iscrowd": [0] * len(target["labels"]), **target}, images, "iscrowd", f"targets[{images - 1}]"
-        )
+        target = {"iscrowd": [0] * len(target["labels"]), **target}
+        true += _annotations(target, images, "iscrowd", f"targets[{images - 1}]")
     if not true:
         raise ValueError("The targets hold no boxes, so average precision is not defined.")
     if not found:
@@ -300,9 +277,8 @@ def average_precision(
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         reference.createIndex()
         evaluation = evaluator(reference, reference.loadRes(found), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+            step()
     return dict(zip(("ap", "ap50", "ap75"), map(float, evaluation.stats[:3]), strict=True))
 
 
@@ -322,12 +298,7 @@ def _annotations(entry: Mapping[str, Any], image: int, extra: str, name: str) ->
     key = "score" if extra == "scores" else extra
     rows = zip(boxes.tolist(), labels.tolist(), values.tolist(), strict=True)
     return [
-        {
-            "image_id": image,
-            "category_id": label,
-            "bbox": [left, top, right - left, bottom - top],
-            "area": (right - left) * (bottom - top),
-            key: value,
-        }
-        for (left, top, right, bottom), label, value in rows
-    ]
+        {"image_id": image, "category_id": label, "bbox": [x, y, right - x, bottom - y],
+         "area": (right - x) * (bottom - y), key: value}
+        for (x, y, right, bottom), label, value in rows
+    ]  # fmt: skip

@@ -9,6 +9,7 @@ output, and says in its metadata what computed it. `eupe features` is this on th
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -40,17 +41,11 @@ _LOCK_SECONDS = 10.0  # processes that read images outlive a killed run by some 
 
 @dataclass(frozen=True)
 class FeatureSummary:
-    """What `save_features` did.
+    """What `save_features` did."""
 
-    Args:
-        count: Images with features in the file.
-        skipped: Paths of images that could not be read, each with the reason.
-        resumed: Images that an earlier run had processed.
-    """
-
-    count: int
-    skipped: dict[str, str]
-    resumed: int
+    count: int  # images with features in the file
+    skipped: dict[str, str]  # paths of images that could not be read, each with the reason
+    resumed: int  # images that an earlier run had processed
 
 
 class ImageBatch(NamedTuple):
@@ -97,12 +92,9 @@ def find_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
 
 
 class ImageReader(Dataset):
-    """Reads batches of image files. Engines for large jobs call it in their processes.
+    """Reads batches of image files with a model's image processor. Engines for large jobs call it in their processes.
 
     It holds no list of files, of which every process would in time have a copy.
-
-    Args:
-        processor: The model's image processor.
     """
 
     def __init__(self, processor: BaseImageProcessor):
@@ -131,11 +123,7 @@ class ImageReader(Dataset):
 
 
 def encode_images(model: PreTrainedModel, batch: ImageBatch) -> torch.Tensor:
-    """Compute the global features of a batch: (N, C), float32, on the CPU, not normalised.
-
-    Args:
-        model: A model with `pooler_output`, for example `EupeModel`, in eval mode.
-        batch: From `ImageReader`.
+    """Compute the global features of a batch, for example with `EupeModel`: (N, C), float32, on the CPU.
 
     Raises:
         ValueError: The images differ in size.
@@ -158,12 +146,12 @@ def compute_features(
     num_workers: int = 2,
 ) -> FeatureFile:
     """Compute global features in memory; arguments as in `save_features`. Images that can't be read are left out."""
-    files = list(map(os.fspath, paths))
-    batches = [
-        (batch.paths, encode_images(model, batch)) for batch in _read(processor, files, batch_size, num_workers)
-    ]
-    names = [path for paths, _ in batches for path in paths]
-    return FeatureFile(names, torch.cat([features for _, features in batches]), str(model.name_or_path))
+    names: list[str] = []
+    features: list[torch.Tensor] = []
+    for batch in _read(processor, [os.fspath(path) for path in paths], batch_size, num_workers):
+        names += batch.paths
+        features.append(encode_images(model, batch))
+    return FeatureFile(names, torch.cat(features), str(model.name_or_path))
 
 
 def save_features(
@@ -179,7 +167,7 @@ def save_features(
     """Compute the global feature of each image and write them to one file.
 
     Repeat a run that was stopped, with the same arguments, and it continues: the file is the same, bit for bit, as one
-    written without a stop. Memory grows with the number of images by their paths alone.
+    written without a stop. Memory grows with the number of images by their paths only.
 
     Args:
         model: A model with `pooler_output`, for example `EupeModel`, in eval mode and on the device to use.
@@ -188,7 +176,7 @@ def save_features(
         output: The `.parquet` file to write; needs pyarrow.
         batch_size: Images per forward pass.
         num_workers: Processes that read images.
-        strict: Raise an error for an image that can't be read, instead of leaving it out and counting it.
+        strict: Raise an error for an image that can't be read, instead of leaving it out.
         overwrite: Start again from the first image, and replace an existing file.
 
     Raises:
@@ -205,12 +193,7 @@ def save_features(
             output.unlink(missing_ok=True)
             _discard(parts)
         if output.exists():
-            metadata = read_metadata(output)
-            if metadata.get("job") != job["job"]:
-                raise ValueError(
-                    f"{output} holds features of other images or another model: choose another file, or overwrite it."
-                )
-            resumed, skipped = len(files), json.loads(metadata["skipped"])
+            resumed, skipped = len(files), _read_skipped(output, job)
         else:
             count = _open_parts(parts, job, output)
             resumed = min(count * _PART_BATCHES * batch_size, len(files))
@@ -225,15 +208,20 @@ def _read(
 ) -> Iterator[ImageBatch]:
     """The batches of the files from `start` on, with a progress bar over all of them."""
     sampler = BatchSampler(files[start:], batch_size, drop_last=False)
-    options: Any = {"batch_size": None, "collate_fn": _as_it_is, "num_workers": num_workers}
+    options: Any = {"batch_size": None, "collate_fn": ImageBatch._make, "num_workers": num_workers}
     loader: Any = DataLoader(ImageReader(processor), sampler=sampler, **options)
-    total = -(-len(files) // batch_size)
+    done, total = (math.ceil(count / batch_size) for count in (start, len(files)))
     # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
-    return logging.tqdm(iter(loader), initial=-(-start // batch_size), total=total, desc="features")
+    return logging.tqdm(iter(loader), initial=done, total=total, desc="features")
 
 
-def _as_it_is(batch: ImageBatch) -> ImageBatch:
-    return batch
+def _read_skipped(output: Path, job: dict[str, str]) -> dict[str, str]:
+    metadata = read_metadata(output)
+    if metadata.get("job") != job["job"]:
+        raise ValueError(
+            f"{output} holds features of other images or another model: choose another file, or overwrite it."
+        )
+    return json.loads(metadata["skipped"])
 
 
 def _check_output(output: Path, files: Sequence[str]) -> None:

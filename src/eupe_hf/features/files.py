@@ -1,9 +1,9 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Feature files: parquet, one row per image, with the columns `path` and `features`.
 
-Parquet is the only format: pandas, DuckDB, datasets and Ray read and write it, it holds any number of paths, and a
-file is written and joined part by part in a few lines. It needs pyarrow: `pip install 'eupe-hf[eval]'`. Searching a
-folder of images needs no file, and no pyarrow.
+Why parquet only: pandas, DuckDB, datasets and Ray read and write it, a file holds any number of paths, and parts join
+into one in a few lines. A second format in safetensors would spare pyarrow (`pip install 'eupe-hf[eval]'`), but need a
+header of our own and hold about a million paths. Searching a folder of images needs neither a file nor pyarrow.
 """
 
 import os

@@ -11,18 +11,7 @@ from eupe_hf.features.tiling import tiled_feature_map
 from eupe_hf.loading import load_encoder, load_processor
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
 
-from .pictures import (
-    attention_picture,
-    heat_picture,
-    mark_patch,
-    matches_picture,
-    mutual_matches,
-    pca_rgb,
-    read_photograph,
-    rgb_picture,
-    side_by_side,
-    similarity_map,
-)
+from . import pictures
 
 
 KINDS = ("pca", "similarity", "attention", "matches")
@@ -74,12 +63,12 @@ def draw(
     output.mkdir(parents=True, exist_ok=True)
     photographs, maps = [], []
     for path in paths:
-        photographs.append(read_photograph(path, processor))
+        photographs.append(pictures.read_photograph(path, processor))
         with torch.inference_mode():
             inputs = processor(path, return_tensors="pt").to(encoder.device)
             maps.append(_map(encoder, inputs["pixel_values"], layer, tile).cpu())
-    pictures = _pictures(kind, photographs, maps, patch)
-    for name, picture in zip(_names(paths), pictures, strict=kind != "matches"):
+    drawn = _pictures(kind, photographs, maps, patch)
+    for name, picture in zip(_names(paths), drawn, strict=kind != "matches"):
         target = output / f"{name}-{kind}.png"
         picture.save(target)
         yield target
@@ -101,19 +90,20 @@ def _pictures(
 ) -> Iterator[Image.Image]:
     if kind == "matches":
         (first, second), grids = maps, [(one.shape[1], one.shape[2]) for one in maps]
-        yield matches_picture(photographs[0], photographs[1], mutual_matches(first, second), (grids[0], grids[1]))
+        matches = pictures.mutual_matches(first, second)
+        yield pictures.matches_picture(photographs[0], photographs[1], matches, (grids[0], grids[1]))
     elif kind == "pca":
-        for photograph, colours in zip(photographs, pca_rgb(torch.stack(maps)), strict=True):
-            yield side_by_side([photograph, rgb_picture(colours, photograph.size)])
+        for photograph, colours in zip(photographs, pictures.pca_rgb(torch.stack(maps)), strict=True):
+            yield pictures.side_by_side([photograph, pictures.rgb_picture(colours, photograph.size)])
     elif kind == "attention":
         for photograph, attention in zip(photographs, maps, strict=True):
-            yield attention_picture(attention, photograph)
+            yield pictures.attention_picture(attention, photograph)
     else:
         for photograph, features in zip(photographs, maps, strict=True):
             grid = (features.shape[1], features.shape[2])
             row, column = patch or (grid[0] // 4, grid[1] // 2)
-            heat = heat_picture(similarity_map(features, row, column), photograph)
-            yield side_by_side([mark_patch(one, row, column, grid) for one in (photograph, heat)])
+            heat = pictures.heat_picture(pictures.similarity_map(features, row, column), photograph)
+            yield pictures.side_by_side([pictures.mark_patch(one, row, column, grid) for one in (photograph, heat)])
 
 
 def _names(paths: Sequence[Path]) -> Iterator[str]:

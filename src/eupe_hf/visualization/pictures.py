@@ -57,18 +57,10 @@ def pca_rgb(feature_maps: torch.Tensor) -> torch.Tensor:
 
 
 def similarity_map(feature_map: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """Cosine similarity of every patch to one patch.
-
-    Args:
-        feature_map: (C, H, W), one image's map.
-        row: Row of the patch, from 0 at the top.
-        column: Column of the patch, from 0 at the left.
-
-    Returns:
-        (H, W), float32 in [-1, 1]; 1 at the patch itself.
+    """Cosine similarity (H, W), float32 in [-1, 1], of every patch of a feature map (C, H, W) to one patch.
 
     Raises:
-        ValueError: `feature_map` is not one map, or the patch lies outside it.
+        ValueError: `feature_map` is not one map, or the patch (from 0 at the top left) lies outside it.
     """
     if feature_map.ndim != 3:
         raise ValueError(f"feature_map must be (channels, height, width), got {tuple(feature_map.shape)}.")
@@ -84,14 +76,11 @@ def mutual_matches(first: torch.Tensor, second: torch.Tensor, count: int = 20) -
 
     Args:
         first: (C, H, W), the feature map of an image.
-        second: (C, h, w), the feature map of another.
+        second: (C, h, w), the feature map of another; a ValueError if C differs.
         count: Largest number of matches; the most similar are kept.
 
     Returns:
         Row and column in the first map, then row and column in the second; the most similar first.
-
-    Raises:
-        ValueError: The maps are not two of the same width.
     """
     if first.ndim != 3 or second.ndim != 3 or len(first) != len(second):
         raise ValueError(f"The maps must be (C, H, W) with one C, got {tuple(first.shape)} and {tuple(second.shape)}.")
@@ -110,13 +99,9 @@ def matches_picture(
     matches: Sequence[tuple[int, int, int, int]],
     grids: tuple[tuple[int, int], tuple[int, int]],
 ) -> Image.Image:
-    """Draw two images side by side, with a line from each patch to its match.
+    """Draw two images side by side, with a line from each patch to its match, see `mutual_matches`.
 
-    Args:
-        first: The first image.
-        second: The second image.
-        matches: As `mutual_matches` returns them.
-        grids: Rows and columns of patches of each image.
+    `grids` holds the rows and columns of patches of each image.
     """
     sheet = side_by_side([first.convert("RGB"), second.convert("RGB")])
     draw = ImageDraw.Draw(sheet)
@@ -136,14 +121,9 @@ def _centre(image: Image.Image, row: int, column: int, grid: tuple[int, int]) ->
 
 
 def attention_picture(attention: torch.Tensor, image: Image.Image) -> Image.Image:
-    """Draw the attention of each head as heat over the image, four heads in a row where that fits, else three.
+    """Draw the attention (heads, H, W) of one token to the patches as heat over the image, a picture for each head.
 
-    Args:
-        attention: (heads, H, W), the attention of one token to the patches.
-        image: The image.
-
-    Raises:
-        ValueError: `attention` is not one map per head.
+    Rows hold four heads where that fits, else three.
     """
     if attention.ndim != 3:
         raise ValueError(f"attention must be (heads, height, width), got {tuple(attention.shape)}.")
@@ -195,15 +175,7 @@ def class_colour(index: int) -> tuple[int, int, int]:
 def segmentation_picture(
     label_map: torch.Tensor, image: Image.Image, id2label: Mapping[int, str], opacity: float = 0.55, entries: int = 12
 ) -> Image.Image:
-    """Blend a label map over an image, with a legend of its largest classes below.
-
-    Args:
-        label_map: (H, W) class ids, as `post_process_semantic_segmentation` returns them; resized to the image.
-        image: The image.
-        id2label: Names of the classes.
-        opacity: Of the colours, 0 to 1.
-        entries: Largest number of classes in the legend.
-    """
+    """Blend a label map (H, W) of class ids over an image, with a legend of its `entries` largest classes below."""
     labels = label_map.detach().cpu().long()
     ids, counts = labels.unique(return_counts=True)
     palette: np.ndarray = np.zeros((int(ids.max()) + 1, 3), dtype=np.uint8)
@@ -216,10 +188,7 @@ def segmentation_picture(
 
 
 def depth_picture(depth: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """Draw a depth map (H, W) in metres at `size` (width, height) in pixels, with its scale below.
-
-    Near is dark blue, far is yellow.
-    """
+    """Draw a depth map (H, W) in metres, near dark blue, far yellow, at `size` (width, height); its scale is below."""
     colours = Image.fromarray(_heat_colours(depth), "RGB").resize(size, Image.Resampling.BICUBIC)
     width, bar = size[0], 14
     sheet = Image.new("RGB", (width, size[1] + bar + 30), "white")
@@ -234,14 +203,7 @@ def depth_picture(depth: torch.Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def boxes_picture(image: Image.Image, detections: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
-    """Draw boxes with their classes and scores.
-
-    Args:
-        image: The image.
-        detections: One entry of `post_process_object_detection`: `boxes` (n, 4) as left, top, right, bottom in pixels
-            of the image, `labels` (n,) and `scores` (n,).
-        id2label: Names of the classes.
-    """
+    """Draw boxes with their classes and scores: one entry of what `post_process_object_detection` returns."""
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(2, round(max(picture.size) / 250))

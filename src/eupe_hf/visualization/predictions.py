@@ -2,6 +2,7 @@
 """What task models predict for photographs, as pictures and as plain values."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,11 @@ from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
 from eupe_hf.models.post_processing_eupe import EupePostProcessingMixin
 
-from .pictures import (
-    boxes_picture,
-    class_colour,
-    depth_picture,
-    read_photograph,
-    segmentation_picture,
-    side_by_side,
-    with_legend,
-)
+from . import pictures
 
 
 def class_scores(logits: torch.Tensor, config: EupeConfig, count: int = 5) -> dict[str, float]:
-    """The best classes of one image by name, the best first.
-
-    Args:
-        logits: (classes,).
-        config: Of the classifier, for the names and the kind of problem.
-        count: Largest number of classes.
+    """The best `count` classes of one image by name, from logits (classes,), the best first.
 
     Returns:
         Probabilities; for a regression, or a single class, the raw values.
@@ -86,31 +74,25 @@ def prediction_picture(
         raise ValueError("prediction_picture draws the output of a task model for one image at a time.")
     kind, found = _post_process(outputs, image, processor, threshold)
     if kind == "depth":
-        return depth_picture(found, image.size)
+        return pictures.depth_picture(found, image.size)
     if kind == "boxes":
-        return boxes_picture(image, found, config.id2label)
+        return pictures.boxes_picture(image, found, config.id2label)
     if kind == "segments":
-        return segmentation_picture(found, image, config.id2label)
-    ids = {name: i for i, name in config.id2label.items()}
-    scores = class_scores(found, config).items()
-    return with_legend(
-        image.convert("RGB"), [(class_colour(ids[name]), f"{name} {score:.2f}") for name, score in scores]
-    )
+        return pictures.segmentation_picture(found, image, config.id2label)
+    ids, scores = {name: i for i, name in config.id2label.items()}, class_scores(found, config).items()
+    legend = [(pictures.class_colour(ids[name]), f"{name} {score:.2f}") for name, score in scores]
+    return pictures.with_legend(image.convert("RGB"), legend)
 
 
+@dataclass
 class Prediction:
-    """The prediction of one head for one photograph.
+    """The `outputs` of one head for one `photograph`, which is upright and in its own size."""
 
-    Attributes:
-        outputs: Of the head.
-        photograph: Upright, in its own size.
-    """
-
-    def __init__(
-        self, outputs: ModelOutput, photograph: Image.Image, processor: Any, config: EupeConfig, threshold: float
-    ):
-        self.outputs, self.photograph = outputs, photograph
-        self.processor, self.config, self.threshold = processor, config, threshold
+    outputs: ModelOutput
+    photograph: Image.Image
+    processor: Any
+    config: EupeConfig
+    threshold: float
 
     def picture(self) -> Image.Image:
         """Label map, depth map, boxes or classes, drawn in the size of the photograph."""
@@ -178,7 +160,7 @@ class Predictor:
         inputs = self.processor(image, return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
             outputs = self.model(**inputs)
-        photograph = read_photograph(image, self.processor, resize=False)
+        photograph = pictures.read_photograph(image, self.processor, resize=False)
         parts: dict[str, tuple[ModelOutput, EupeConfig]]
         if isinstance(self.model, EupeForMultiTask):
             parts = {name: (out, self.model.config.head_config(name)) for name, out in outputs.predictions.items()}
@@ -191,17 +173,10 @@ class Predictor:
         }
 
     def save_pictures(self, path: str | os.PathLike, folder: str | os.PathLike) -> list[Path]:
-        """Predict for one image file, and draw the prediction of each head beside the photograph.
+        """Predict for an image file, and draw each head's prediction beside the photograph, as a PNG file in a folder.
 
-        Args:
-            path: The image.
-            folder: Gets a PNG file named after the image, and after the head where there are several.
-
-        Returns:
-            The pictures. A caption says so where weights are random.
-
-        Raises:
-            ValueError: The image can't be read.
+        Files are named after the image, and after the head where there are several. A caption says if weights are
+        random.
         """
         predictions = self(path)
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -209,9 +184,8 @@ class Predictor:
         for name, prediction in predictions.items():
             head = name if len(predictions) > 1 else ""
             caption = f"{'random weights: ' * self.is_random}{self.name} {head}".strip()
-            target = Path(folder) / f"{Path(path).stem}{'-' * bool(head)}{head}.png"
-            side_by_side([prediction.photograph, prediction.picture()], caption).save(target)
-            saved.append(target)
+            saved.append(Path(folder) / f"{Path(path).stem}{'-' * bool(head)}{head}.png")
+            pictures.side_by_side([prediction.photograph, prediction.picture()], caption).save(saved[-1])
         return saved
 
 
