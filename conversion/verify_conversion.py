@@ -36,6 +36,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest absolute error that passes (default: %(default)s)"
     )
+    parser.add_argument("--device", help="where to run: cpu, cuda, ... (default: the accelerator, else cpu)")
     return parser
 
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.tolerance >= 0:
         parser.error(f"--tolerance must be 0 or more, got {args.tolerance}")
     with parser.exit_codes():
-        rows = verify(args.checkpoint, args.against, golden=args.golden, variant=args.variant)
+        rows = verify(args.checkpoint, args.against, golden=args.golden, variant=args.variant, device=args.device)
     print(format_table(rows, args.tolerance))
     return 0 if all(row.within(args.tolerance) for row in rows) else 1
 

@@ -3,9 +3,10 @@
 
 - knn: an encoder classifies the images of --split by their neighbours in --train-split; the label is a class.
 - segmentation: for an `EupeForSegmentation`; the label is a map of classes.
-- depth: for an `EupeForDepthEstimation`; the label is a map of depth.
-- correspondence: an encoder finds points of one image in another; both have the same points as [[x, y], ...] in pixels
-  ([null, null] where not visible), and the second the box of its object, [left, top, right, bottom].
+- depth: for an `EupeForDepthEstimation`; the label is a depth map.
+- correspondence: an encoder finds points of one image in another. Both images list the same points in pixels, as
+  [[x, y], ...] with [null, null] where a point is not visible; the second has the box of its object, [left, top,
+  right, bottom].
 """
 
 import argparse
@@ -15,13 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import logging
 
-from eupe_hf import EupeBackbone, EupeConfig, EupeForDepthEstimation, EupeForSegmentation, EupeModel, evaluation
+from eupe_hf import EupeBackbone, EupeForDepthEstimation, EupeForSegmentation, EupeModel, evaluation
 from eupe_hf.data.loading import load_split
 from eupe_hf.data.rows import Rows
+from eupe_hf.loading import load_encoder, load_processor, load_task_model
 
 
 EXAMPLE = """examples:
@@ -46,16 +46,19 @@ OPTIONS = {  # what each protocol's scores depend on, with its usual value
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser, for its way to end with an error, and what the user asked for."""
+    """Read the command line. Returns the parser too, which reports errors."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+
+    def add(flag: str, **options: Any) -> None:
+        parser.add_argument(*dict.fromkeys((flag, f"--{flag[2:].replace('-', '_')}")), **options)
+
     add("--protocol", choices=list(COLUMNS), required=True)
-    add("--model", required=True, help="a short name, a Hub id or a folder")
-    add("--dataset", required=True, help="a Hub id, or a folder: of images, of parquet files, or saved to disk")
+    add("--model", required=True, help="a short name, a Hub id, or the folder of a model or adapter")
+    add("--dataset", required=True, help="a Hub id, or a folder of images, of parquet files, or from save_to_disk")
     add("--config", help="configuration of the data set, if it has several")
-    add("--split", default="validation", help="what to evaluate (default: %(default)s)")
+    add("--split", default="validation", help="the split to evaluate (default: %(default)s)")
     for key in dict.fromkeys(key for columns in COLUMNS.values() for key in columns):
         usual = ", ".join(f"{columns[key]} for {name}" for name, columns in COLUMNS.items() if key in columns)
         add(f"--{key.replace('_', '-')}-column", metavar="NAME", help=f"default: {usual}")
@@ -64,30 +67,26 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     add("--k", type=int, nargs="+", help="knn: numbers of neighbours (default: 10 20 100 200)")
     add("--reduce-labels", action="store_true", default=None, help="segmentation: 0 is ignored, 1 the first class")
     add("--whole-image", action="store_true", default=None, help="segmentation: no sliding window")
-    add("--depth-scale", type=float, help="depth: what a metre is in the maps; 1000 for mm (default: 1)")
-    add("--max-depth", type=float, help="depth: ignore what is farther, in metres (default: 10)")
+    add("--depth-scale", type=float, help="depth: the value of one metre in the maps; 1000 for mm (default: 1)")
+    add("--max-depth", type=float, help="depth: largest depth to count, in metres (default: 10)")
     add("--eigen-crop", action="store_true", default=None, help="depth: the crop of NYUv2")
     add("--no-flip", action="store_true", default=None, help="depth: no average with the mirrored image")
-    add("--alpha", type=float, help="correspondence: distance that counts, in box sides (default: 0.1)")
-    add("--limit", type=int, metavar="N", help="take N rows only, evenly spaced over the split")
+    add("--alpha", type=float, help="correspondence: largest distance, in box sides (default: 0.1)")
+    add("--limit", type=int, metavar="N", help="evaluate N rows only, evenly spaced over the split")
     add("--batch-size", type=int, default=32, help="images for knn, windows for segmentation (default: %(default)s)")
     add("--workers", type=int, default=0, help="knn: processes that read images (default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add("--device", help="where to run: cpu, cuda, ... (default: the accelerator, else cpu)")
     add("--output", type=Path, metavar="FILE", help="write metrics, settings and model-index metadata as JSON")
     args = parser.parse_args(arguments)
     for name in sorted({name for options in OPTIONS.values() for name in options}):
         flag, value = f"--{name.replace('_', '-')}", getattr(args, name)
         if value is not None and name not in OPTIONS[args.protocol]:
-            parser.error(f"{flag} does not go with --protocol {args.protocol}")
+            parser.error(f"{flag} is not an option of --protocol {args.protocol}")
     for name in ("size", "limit", "batch_size", "max_depth", "depth_scale"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
     if args.output is not None and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
         parser.error(f"--output {args.output} must be a file in a folder that exists")
-    try:
-        torch.empty(0, device=args.device)
-    except (AssertionError, RuntimeError) as error:
-        parser.error(f"--device {args.device} is not to be had: {' '.join(str(error).split())}")
     given = {name: getattr(args, name) for name in OPTIONS[args.protocol] if getattr(args, name) is not None}
     args.settings = {**OPTIONS[args.protocol], **given, **({"limit": args.limit} if args.limit else {})}
     args.columns = {key: getattr(args, f"{key}_column") or name for key, name in COLUMNS[args.protocol].items()}
@@ -95,33 +94,29 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model that the protocol needs, and its image processor."""
+    """Load the model that the protocol needs, and its image processor."""
     heads = {"segmentation": EupeForSegmentation, "depth": EupeForDepthEstimation}
-    model_class = heads.get(args.protocol, EupeModel if args.protocol == "knn" else EupeBackbone)
-    try:
-        config = AutoConfig.from_pretrained(args.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The model {args.model} cannot be loaded: {error}") from error
-    if not isinstance(config, EupeConfig):
-        raise ValueError(f"{args.model} is a model of type {config.model_type!r}; this evaluates EUPE models.")
-    kinds = config.architectures or ["EupeModel"]
-    if args.protocol in heads and model_class.__name__ not in kinds:
-        raise ValueError(
-            f"{args.model} is an {kinds[0]} and has no head for {args.protocol}: train an {model_class.__name__} on "
-            "its encoder, write it with save_pretrained, and give that folder as --model."
-        )
-    model = model_class.from_pretrained(args.model).to(args.device).eval()
-    return model, AutoImageProcessor.from_pretrained(args.model)
+    model: Any
+    if args.protocol in heads:
+        model, needed = load_task_model(args.model, args.device), heads[args.protocol]
+        if not isinstance(model, needed):
+            raise ValueError(
+                f"{args.model} is an {type(model).__name__ if model else 'EupeModel'} and has no head for "
+                f"{args.protocol}: train an {needed.__name__} on its encoder, save it, and name that folder."
+            )
+    else:
+        model = load_encoder(args.model, args.device, EupeModel if args.protocol == "knn" else EupeBackbone)
+    return model, load_processor(args.model)
 
 
 def evaluate(args: argparse.Namespace, data: Any) -> dict[str, float]:
-    """Run the model over the data, and compute the metrics."""
+    """Run the model on the data and compute the metrics."""
     model, processor = load_model(args)
     settings, size = args.settings, args.settings.get("size")
     if args.protocol == "knn":
         bank = load_split(args.dataset, settings["train_split"], args.columns, args.config, args.limit)
         if max(settings["k"]) > len(bank):
-            raise ValueError(f"The split {settings['train_split']!r} has {len(bank)} images: choose --k up to that.")
+            raise ValueError(f"The split {settings['train_split']!r} has {len(bank)} images: choose a --k up to that.")
         label = args.columns["label"]
         classes = {name: i for i, name in enumerate(sorted({*bank[label], *data[label]}))}
         (known, known_ids), (new, ids) = (
@@ -130,7 +125,7 @@ def evaluate(args: argparse.Namespace, data: Any) -> dict[str, float]:
             )
             for part in (bank, data)
         )
-        return evaluation.knn_accuracy(known, known_ids, new.to(args.device), ids, k=settings["k"])
+        return evaluation.knn_accuracy(known, known_ids, new.to(model.device), ids, k=settings["k"])
     metrics: Any
     if args.protocol == "segmentation":
         metrics = evaluation.SegmentationMetrics(model.config.num_labels, reduce_labels=settings["reduce_labels"])
@@ -144,7 +139,7 @@ def evaluate(args: argparse.Namespace, data: Any) -> dict[str, float]:
 
 
 def score(args: argparse.Namespace, model: Any, processor: Any, metrics: Any, row: int, cells: Sequence[Any]) -> None:
-    """Run the model over one row, and count what it gives."""
+    """Run the model on one row and update the metrics."""
     settings, size = args.settings, args.settings.get("size")
     try:
         if args.protocol == "segmentation":
@@ -168,7 +163,7 @@ def score(args: argparse.Namespace, model: Any, processor: Any, metrics: Any, ro
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script. Returns its exit code; with an error that the user can mend it exits with 2."""
+    """Run the script. Bad input exits with code 2 and a one-line message."""
     parser, args = parse(arguments)
     try:
         data = load_split(args.dataset, args.split, args.columns, args.config, args.limit)
@@ -179,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.output is not None:
             result.save(args.output)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        message = re.split(r"\b\w+Error: ", str(error))[-1]  # without the traceback that workers put before it
+        message = re.split(r"\b\w+Error: ", str(error))[-1]  # without the traceback of a worker
         parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")
     print(f"{args.protocol} of {args.model} on {len(data)} rows of {args.dataset} ({args.split})")
     print("\n".join(f"{name:<20}{value:>9.4f}" for name, value in metrics.items()))

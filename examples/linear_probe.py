@@ -5,9 +5,9 @@
     python examples/linear_probe.py --model eupe-s --dataset photos/ --output my-classifier
 
 Each image is encoded once; then logistic regression (scikit-learn) finds the weights of the head, so there is no
-learning rate and nothing to tune but one penalty. `--dataset` is a folder with one folder of images per class, or the
-id of a data set on the Hub; without it the probe learns the handwritten digits that come with scikit-learn (1,797 real
-scans of 8 x 8 pixels). What it saves is an ordinary `EupeForImageClassification`. Needs `pip install 'eupe-hf[eval]'`.
+learning rate, and one penalty to tune. `--dataset` is a folder with one folder of images per class, or the id of a
+data set on the Hub; without it the probe learns the handwritten digits that come with scikit-learn (1,797 scans of
+8 x 8 pixels). It saves an ordinary `EupeForImageClassification`. Needs `pip install 'eupe-hf[eval]'`.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
 from transformers import logging as transformers_logging
 
 from eupe_hf import EupeForImageClassification
 from eupe_hf.data.loading import load_split
 from eupe_hf.data.rows import Rows
+from eupe_hf.loading import load_processor, pick_device
 
 
 try:
@@ -41,18 +41,20 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         epilog="example: python examples/linear_probe.py --model eupe-s --dataset photos/ --output my-classifier",
     )
-    parser.add_argument("--model", default="eupe-s", help="encoder: a short name or a folder (default: eupe-s)")
+    parser.add_argument("--model", default="eupe-s", help="the encoder: a short name or a folder (default: eupe-s)")
     parser.add_argument("--dataset", help="folder of class folders, or id on the Hub (default: scikit-learn's digits)")
     parser.add_argument("--split", default="train", help="split of the data set to use (default: train)")
-    parser.add_argument("--image-column", default="image", help="column with the images (default: image)")
-    parser.add_argument("--label-column", default="label", help="column with the classes (default: label)")
-    parser.add_argument("--held-out", type=float, default=0.2, help="share kept for the accuracy (default: 0.2)")
-    parser.add_argument("--patch-mean", action="store_true", help="also read the mean patch feature")
+    add = parser.add_argument
+    add("--image-column", "--image_column", default="image", help="column with the images (default: image)")
+    add("--label-column", "--label_column", default="label", help="column with the classes (default: label)")
+    add("--held-out", "--held_out", type=float, default=0.2, help="share kept for the accuracy (default: 0.2)")
+    add("--patch-mean", "--patch_mean", action="store_true", help="also read the mean patch feature")
     parser.add_argument("--penalty", type=float, default=1.0, help="inverse strength, C of scikit-learn (default: 1)")
-    parser.add_argument("--size", type=int, default=224, help="images are squashed to this side (default: 224)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass (default: 32)")
+    parser.add_argument("--size", type=int, default=224, help="resize images to this side in pixels (default: 224)")
+    add("--batch-size", "--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
     parser.add_argument("--limit", type=int, help="use this many images, drawn at random")
     parser.add_argument("--output", type=Path, default=Path("linear-probe"), help="folder for the model")
+    parser.add_argument("--device", help="where to run: cpu, cuda, ... (default: the accelerator, else cpu)")
     return parser.parse_args()
 
 
@@ -80,24 +82,25 @@ def load_images(arguments: argparse.Namespace) -> tuple[Dataset, list[str]]:
 def main() -> None:
     """Encode once, fit, measure, save."""
     arguments = parse_arguments()
-    transformers_logging.set_verbosity_error()  # it warns that the head is new, which is the point here
+    transformers_logging.set_verbosity_error()  # it would warn that the head is new
     transformers_logging.disable_progress_bar()
     try:
-        # 1. Data, and a model with a new head for its classes.
+        # 1. Load the data, and a model with a new head for its classes.
+        device = pick_device(arguments.device)
         data, names = load_images(arguments)
         model = EupeForImageClassification.from_pretrained(
             arguments.model, id2label=dict(enumerate(names)), classify_patch_mean=arguments.patch_mean
-        ).eval()
-        processor = AutoImageProcessor.from_pretrained(arguments.model)
-        processor.size = {"height": arguments.size, "width": arguments.size}
+        )
+        model.eval().to(device)
+        processor = load_processor(arguments.model, arguments.size)
 
-        # 2. Encode every image once. What the head would read is caught on its way into it.
+        # 2. Encode every image once, and catch the features on their way into the head.
         images, features = Rows(data, {"image": "image"}), []
-        model.head.classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+        model.head.classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu()))
         for start in tqdm(range(0, len(data), arguments.batch_size), desc="encoding", unit="batch"):
             batch = [images[row][0] for row in range(start, min(start + arguments.batch_size, len(data)))]
             with torch.inference_mode():
-                model(**processor(batch, return_tensors="pt"))
+                model(**processor(batch, return_tensors="pt").to(device))
     except (OSError, ValueError) as error:
         sys.exit(f"linear_probe.py: {error}")
     encoded, labels = torch.cat(features).double().numpy(), data["label"]
@@ -108,7 +111,8 @@ def main() -> None:
     probe = LogisticRegression(C=arguments.penalty, max_iter=2000)
     probe.fit(scaler.transform(encoded[held_out:]), labels[held_out:])
 
-    # 4. Put it into the head: standardising and the probe are one linear map.
+    # 4. Put it into the head: standardising and the probe make one linear map.
+    model.cpu()
     weight = torch.from_numpy(probe.coef_ / scaler.scale_)
     bias = torch.from_numpy(probe.intercept_) - weight @ torch.from_numpy(scaler.mean_)
     if len(probe.classes_) == 2:  # scikit-learn has one row for two classes
@@ -116,7 +120,7 @@ def main() -> None:
     head = model.head.classifier
     with torch.no_grad():
         head.weight.zero_()
-        head.bias.fill_(-1e4)  # classes that never occurred in training
+        head.bias.fill_(-1e4)  # classes without a training image
         head.weight[probe.classes_] = weight.to(head.weight.dtype)
         head.bias[probe.classes_] = bias.to(head.bias.dtype)
 

@@ -1,12 +1,12 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Several tasks from one pass over a photograph, timed against one model per task.
+"""Run several tasks in one pass over a photograph, timed against one model per task.
 
     python examples/multitask_inference.py --model my-multitask --image examples/images/coffee.jpg
     python examples/multitask_inference.py --join depth=my-depth parts=my-segmenter --save my-multitask
 
-`--model` is a saved `EupeForMultiTask`. `--join` makes one of single-task models that were trained on the same frozen
-encoder. With an encoder alone (`--model eupe-s`) it gets one new head of each kind: the times are right, and what the
-picture shows is not, which is why "random weights" stands in it.
+`--model` is a saved `EupeForMultiTask`. `--join` makes one from single-task models that were trained on the same
+frozen encoder. An encoder alone (`--model eupe-s`) gets a new head of each kind: the times are right, but the
+predictions are meaningless, and the picture says "random weights".
 """
 
 import argparse
@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor
 from transformers import logging as transformers_logging
 
-from eupe_hf import EupeForMultiTask, EupeMultiTaskConfig
+from eupe_hf import EupeForMultiTask
+from eupe_hf.loading import load_processor, load_task_model, pick_device
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
-from eupe_hf.visualization import prediction_picture, rgb_picture, side_by_side
+from eupe_hf.visualization import prediction_picture, read_photograph, side_by_side
 
 
 HERE = Path(__file__).resolve().parent
@@ -38,24 +38,28 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--join", nargs="+", metavar="NAME=MODEL", help="single-task models that share an encoder")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="heads to run (default: all)")
     parser.add_argument("--image", type=Path, default=HERE / "images" / "coffee.jpg", help="the photograph")
-    parser.add_argument("--size", type=int, default=512, help="squash to this side in pixels (default: 512)")
-    parser.add_argument("--runs", type=int, default=5, help="forward passes per time (default: 5)")
+    parser.add_argument("--size", type=int, default=512, help="resize the photograph to this side (default: 512)")
+    parser.add_argument("--runs", type=int, default=5, help="forward passes to time (default: 5)")
     parser.add_argument("--save", type=Path, metavar="DIR", help="save the multi-task model")
     parser.add_argument("--output", type=Path, default=Path("multitask.png"), help="the picture")
+    parser.add_argument("--device", help="where to run: cpu, cuda, ... (default: the accelerator, else cpu)")
     return parser.parse_args()
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[EupeForMultiTask, str, str]:
-    """The model, where its image processor is, and words that belong into the picture where a part of it is random."""
+    """Load the model. Returns also the source of its image processor, and a warning for the picture."""
     if arguments.join:
         pairs = [entry.partition("=") for entry in arguments.join]
         if not all(equals and name and folder for name, equals, folder in pairs):
             raise ValueError("--join takes NAME=MODEL, for example depth=my-depth.")
         models = {name: folder for name, _, folder in pairs}
         return EupeForMultiTask.from_task_models(models), pairs[0][2], ""
-    if isinstance(AutoConfig.from_pretrained(arguments.model), EupeMultiTaskConfig):
-        return EupeForMultiTask.from_pretrained(arguments.model), arguments.model, ""
-    print(f"{arguments.model} is an encoder: it gets NEW heads with RANDOM weights, for the times alone.")
+    model = load_task_model(arguments.model, arguments.device)
+    if isinstance(model, EupeForMultiTask):
+        return model, arguments.model, ""
+    if model is not None:
+        raise ValueError(f"{arguments.model} has a single task: name an EupeForMultiTask, or an encoder.")
+    print(f"{arguments.model} is an encoder: it gets NEW heads with RANDOM weights, for the times only.")
     torch.manual_seed(0)
     heads = {task: {"task": task} for task in TASK_MODELS}
     return EupeForMultiTask.from_pretrained(arguments.model, heads=heads), arguments.model, "random weights: "
@@ -67,6 +71,8 @@ def seconds(call, runs: int) -> float:
     for _ in range(runs + 1):
         start = time.perf_counter()
         call()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
@@ -77,21 +83,20 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        # 1. One model with several heads.
+        # 1. Load one model with several heads.
         model, source, warning = load_model(arguments)
-        model.eval()
+        model.eval().to(pick_device(arguments.device))
         names = arguments.tasks or list(model.heads)
-        processor = AutoImageProcessor.from_pretrained(source)
-        side = {"height": arguments.size, "width": arguments.size}
-        inputs = processor(arguments.image, size=side, return_tensors="pt")
+        processor = load_processor(source, arguments.size)
+        inputs = processor(arguments.image, return_tensors="pt").to(model.device)
 
-        # 2. One pass for all tasks.
+        # 2. Predict all tasks in one pass.
         with torch.inference_mode():
             predictions = model(**inputs, tasks=names).predictions
     except (OSError, ValueError) as error:
         sys.exit(f"multitask_inference.py: {error}")
 
-    # 3. What that costs, against one model per task.
+    # 3. Time it against one model per task.
     with torch.inference_mode():
         together = seconds(lambda: model(**inputs, tasks=names), arguments.runs)
         alone = {}
@@ -101,12 +106,10 @@ def main() -> None:
             print(f"{name:>16} alone {alone[name] * 1000:8.1f} ms")
     print(f"{'all in one pass':>22} {together * 1000:8.1f} ms")
     of_dearest, of_all = together / max(alone.values()), together / sum(alone.values())
-    print(f"One pass costs {of_dearest:.2f} of the dearest, {of_all:.2f} of all.")
+    print(f"One pass takes {of_dearest:.2f} of the time of the slowest, {of_all:.2f} of all.")
 
-    # 4. A picture of everything.
-    raw = processor(arguments.image, do_resize=False, do_center_crop=False, do_normalize=False, return_tensors="pt")
-    pixels = raw["pixel_values"][0].permute(1, 2, 0)
-    photograph = rgb_picture(pixels, (pixels.shape[1], pixels.shape[0]))
+    # 4. Draw all predictions.
+    photograph = read_photograph(arguments.image, processor, resize=False)
     panels = [photograph]
     for name in names:
         picture = prediction_picture(predictions[name], photograph, processor, model.config.head_config(name))

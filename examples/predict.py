@@ -1,11 +1,11 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Run a task model on photographs and draw what it says: label map, depth map, boxes or classes.
+"""Draw what a task model predicts for photographs: label map, depth map, boxes or classes.
 
     python examples/predict.py --model my-segmenter --image examples/images/coffee.jpg --output predictions
 
-`--model` is a model that you trained and saved: a single-task model, or a multi-task one, of which every head is
-drawn. With an encoder alone (`--model eupe-s --task segmentation`) the head is new: the picture shows the machinery,
-and "random weights" stands in it.
+`--model` is a single-task or multi-task model that you trained and saved, or an adapter; every head gets a picture.
+With an encoder (`--model eupe-s --task segmentation`) the head is new: the picture shows how it works, and says
+"random weights".
 """
 
 import argparse
@@ -28,11 +28,12 @@ def parse_arguments() -> argparse.Namespace:
         epilog="example: python examples/predict.py --model eupe-s --task depth --image photo.jpg",
     )
     parser.add_argument("--model", default="eupe-s", help="a saved task model, or an encoder (default: eupe-s)")
-    parser.add_argument("--task", choices=list(TASK_MODELS), help="with an encoder alone: which new head to put on it")
+    parser.add_argument("--task", choices=list(TASK_MODELS), help="for an encoder: the new head to put on it")
     parser.add_argument("--image", type=Path, nargs="+", default=[HERE / "images" / "coffee.jpg"], help="photographs")
-    parser.add_argument("--size", type=int, help="squash to this side in pixels (default: as the model was saved)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="detection: least score of a box (default: 0.5)")
+    parser.add_argument("--size", type=int, help="resize images to this side in pixels (default: the model's)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="detection: lowest score of a box (default: 0.5)")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder for the pictures")
+    parser.add_argument("--device", help="where to run: cpu, cuda, ... (default: the accelerator, else cpu)")
     return parser.parse_args()
 
 
@@ -42,13 +43,15 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        # 1. Load the model and the image processor that goes with it.
-        predict = Predictor(arguments.model, arguments.task, arguments.size, arguments.threshold)
+        # 1. Load the model and its image processor.
+        predict = Predictor(
+            arguments.model, arguments.task, arguments.size, arguments.threshold, device=arguments.device
+        )
         if predict.is_random:
             task = arguments.task
             print(f"{arguments.model} has no head for {task}, and none is published: a NEW head with RANDOM weights.")
 
-        # 2. Predict and draw each photograph; a multi-task model gives a picture for each of its heads.
+        # 2. Predict and draw each photograph, with a picture for each head.
         for path in arguments.image:
             for saved in predict.save_pictures(path, arguments.output):
                 print(f"Saved {saved}")

@@ -24,6 +24,7 @@ from conftest import (
 from hub_server import HubServer, use_hub
 from PIL import Image
 from published import checkpoint
+from typer.main import get_command
 from typer.testing import CliRunner
 from vlm_common import make_vlm
 
@@ -96,6 +97,41 @@ def test_every_command_explains_itself_with_an_example() -> None:
         assert f"Example: eupe {command}" in text
 
 
+def test_options_of_two_words_have_both_spellings() -> None:
+    eupe_command = get_command(cli.app)
+    found = []
+    for name, command in eupe_command.commands.items():
+        parent = eupe_command.make_context("eupe", [name], resilient_parsing=True)
+        for option in command.params:
+            for spelling in [flag for flag in (*option.opts, *option.secondary_opts) if "-" in flag.strip("-")]:
+                is_on = spelling not in option.secondary_opts
+                for written in (spelling, f"--{spelling[2:].replace('-', '_')}"):
+                    arguments = [written] if option.is_flag else [written, "7"]
+                    context = command.make_context(name, arguments, parent=parent, resilient_parsing=True)
+                    assert context.params[option.name] == (is_on if option.is_flag else 7), (name, written)
+                found.append(spelling)
+    assert sorted(found) == ["--batch-size", "--keep-projectors", "--no-force", "--no-overwrite", "--no-strict"]
+
+
+def test_what_runs_a_model_takes_a_device(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    photo, encoder, index = PHOTOS / "coffee.jpg", models / "encoder", tmp_path / "a.parquet"
+    commands = {
+        "verify": [models / "convnext", "--against", models / "convnext"],
+        "features": [photo, "--output", index, "--model", encoder, "--workers", 0],
+        "search": [photo, "--index", index],
+        "predict": [models / "parts", photo, "--json"],
+        "visualize": [photo, "--model", encoder, "--size", 64, "--output", tmp_path],
+    }
+    takers = {name for name in COMMANDS if "--device" in " ".join(eupe(name, "--help"))}
+    assert takers == set(commands)
+    for name, arguments in commands.items():
+        assert eupe(name, *arguments, "--device", "cpu")
+        told = refusal(capsys, monkeypatch, name, *arguments, "--device", "abacus")
+        assert told.startswith("eupe: The device 'abacus' is not available on this machine: choose cpu"), name
+
+
 def test_list_names_the_six() -> None:
     rows = json.loads(eupe("list", "--json")[0])
     assert [row["name"] for row in rows] == list(VARIANTS)
@@ -142,9 +178,8 @@ def test_info_describes_an_adapter(models: Path, tmp_path: Path) -> None:
     assert (told["kind"], told["rank"]) == ("LORA adapter", 4)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
-def test_features_then_search_finds_the_image_itself(models: Path, tmp_path: Path, suffix: str) -> None:
-    index = tmp_path / f"photos{suffix}"
+def test_features_then_search_finds_the_image_itself(models: Path, tmp_path: Path) -> None:
+    index = tmp_path / "photos.parquet"
     options = ["--model", models / "encoder", "--size", 64, "--workers", 0]
     told = json.loads(eupe("features", PHOTOS, "--output", index, *options, "--json")[0])
     assert told == {"output": str(index), "images": 3, "skipped": 0, "resumed": 0}
@@ -159,13 +194,13 @@ def test_features_then_search_finds_the_image_itself(models: Path, tmp_path: Pat
 
 def test_features_count_what_they_leave_out(models: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    arguments = ["features", PHOTOS, tmp_path / "bad.png", "--output", tmp_path / "out.safetensors"]
+    arguments = ["features", PHOTOS, tmp_path / "bad.png", "--output", tmp_path / "out.parquet"]
     result = CliRunner().invoke(
         cli.app, [str(a) for a in [*arguments, "--model", models / "encoder", "--workers", 0]], catch_exceptions=False
     )
     assert result.exit_code == 0
     assert "skipped: 1" in result.stdout.splitlines()
-    assert "Left out 1 images that can't be read" in result.stderr and "bad.png" in result.stderr
+    assert "Skipped 1 unreadable images, the first: " in result.stderr and "bad.png" in result.stderr
 
 
 def test_predict_draws_or_tells(models: Path, tmp_path: Path) -> None:
@@ -369,22 +404,25 @@ def test_verify_compares_with_recorded_outputs(tmp_path: Path) -> None:
             ["info", "{models}/cut.safetensors"],
             "cut.safetensors (1 bytes) cannot be read as a .safetensors checkpoint",
         ),
-        (["search", "{photo}", "--index", "{models}/cut.safetensors"], "cannot be read as a .safetensors file"),
+        (["search", "{photo}", "--index", "{models}/cut.safetensors"], "cannot be read as a .parquet file"),
         (["search", "{photo}", "--index", "{models}/cut.parquet"], "cut.parquet"),
-        (["features", "nothing", "--output", "a.safetensors"], "There is no file or folder nothing."),
-        (["features", "{photo}", "--output", "a.safetensors", "--model", "eupe-q"], "Unknown EUPE model 'eupe-q'"),
+        (["features", "nothing", "--output", "a.parquet"], "There is no file or folder nothing."),
+        (["features", "{photo}", "--output", "a.parquet", "--model", "eupe-q"], "Unknown EUPE model 'eupe-q'"),
         (["visualize", "{photo}", "--model", "eupe-q"], "Did you mean 'eupe-"),
         (["predict", "eupe_vits16", "{photo}"], "There is no folder eupe_vits16; the model of that name is 'eupe-s'"),
         (["visualize", "{photo}", "--model", "not/a/folder"], "There is no model at not/a/folder."),
         (["search", "nothing.jpg", "--index", "a.parquet"], "There is no image nothing.jpg."),
-        (["predict", "{models}/encoder", "{photo}"], "is an encoder without a head: say which to put on it"),
+        (["predict", "{models}/encoder", "{photo}"], "is an encoder without a head: choose a head to put on it"),
         (["predict", "{models}/scene", "nothing.jpg"], "There is no file or folder nothing.jpg."),
         (["visualize", "{photo}", "--kind", "matches", "--model", "{models}/encoder"], "between two images, got 1"),
         (
             ["visualize", "{photo}", "--size", "128", "--tile", "50", "--model", "{models}/encoder"],
-            "tile must be a multiple of 16, and overlap 0 or a smaller one, got 50",
+            "tile must be a multiple of 16, and overlap a smaller multiple or 0, got 50",
         ),
-        (["visualize", "{photo}", "--kind", "attention", "--tile", "64", "--model", "{models}/encoder"], "over tiles"),
+        (
+            ["visualize", "{photo}", "--kind", "attention", "--tile", "64", "--model", "{models}/encoder"],
+            "not tiles",
+        ),
         (
             ["visualize", "{photo}", "--kind", "attention", "--model", "{models}/convnext"],
             "A ConvNeXt has no attention",
@@ -434,7 +472,7 @@ CONVERSION_MISTAKES = {
     "no such task": (["{raw}", "out", *HEAD, "--task", "vqa"], "Unknown task 'vqa'; upstream has heads for"),
     "no head in it": (["{raw}", "out", *HEAD, "--task", "depth"], "is not a depth head for this encoder."),
     "task without head": (["{raw}", "out", "--task", "depth"], "describe a head; they need --head FILE"),
-    "layers in words": (["{raw}", "out", *HEAD, "--layers", "2 5"], "commas between, as 2,5,8,11, got '2 5'."),
+    "layers in words": (["{raw}", "out", *HEAD, "--layers", "2 5"], "separated by commas, as 2,5,8,11, got '2 5'."),
     "no such layer": (["{raw}", "out", *HEAD, "--task", "depth", "--layers", "12"], "from 0 to 11 in ascending order"),
     "the other way": (["{raw}", "a.pt", "--to", "raw", "--keep-projectors"], "need --to eupe: leave them out, got"),
 }

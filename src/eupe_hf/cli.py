@@ -1,21 +1,17 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The `eupe` command. Exit codes: 0 done, 1 a comparison failed, 2 the input is wrong, which one sentence says.
-
-typer, which transformers' own command line uses, so it is there anyway.
-"""
+"""The `eupe` command, on typer. Exit codes: 0 done, 1 a comparison failed, 2 bad input, with a one-line message."""
 
 import enum
 import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import torch
 import typer
+from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
-from transformers.utils import CONFIG_NAME
-from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from .models.configuration_eupe import WEIGHTS_LICENSE
 from .variants import VARIANTS, variant_config
@@ -23,24 +19,19 @@ from .variants import VARIANTS, variant_config
 
 app = typer.Typer(
     name="eupe",
-    help="EUPE encoders: download, convert, check, compute features, predict, look.",
+    help="EUPE encoders: download, convert, verify, compute and search features, predict, visualize.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    # --batch_size is understood as --batch-size, and so are all options of two words
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Model = Annotated[str, typer.Option(help="A short name, a Hub id or a folder.")]
-Size = Annotated[Optional[int], typer.Option(help="Squash images to this side in pixels [default: the model's].")]  # noqa: UP045
-
-
-class Kind(str, enum.Enum):
-    """What `eupe visualize` draws."""
-
-    pca = "pca"
-    similarity = "similarity"
-    attention = "attention"
-    matches = "matches"
+Device = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, ... [default: the accelerator, else cpu]")]
+Images = Annotated[list[Path], typer.Argument(help="Images, and folders of images.")]
+Model = Annotated[str, typer.Option(help="A short name, a Hub id, or the folder of a model or adapter.")]
+Size = Annotated[int | None, typer.Option(help="Resize images to this side in pixels [default: the model's size]")]
 
 
 class Target(str, enum.Enum):
@@ -52,9 +43,9 @@ class Target(str, enum.Enum):
 
 
 def main() -> None:
-    """Run the command; a mistake of the user ends with exit code 2 and one sentence on stderr."""
+    """Run the command. Bad input exits with code 2 and a one-line message on stderr."""
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()  # of loading, which takes no time; `features` has one
+    transformers_logging.disable_progress_bar()  # loading takes no time; `features` shows one
     try:
         app()
     except (ImportError, OSError, ValueError) as error:
@@ -62,7 +53,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _tell(values: dict[str, Any], as_json: bool) -> None:
+def _print(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(values))
         return
@@ -94,107 +85,45 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="A name of one of the six.")],
-    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")] = None,  # noqa: UP045
-    force: Annotated[bool, typer.Option(help="Download and convert anew.")] = False,
+    name: Annotated[str, typer.Argument(help="The short name of a published encoder, see eupe list.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    force: Annotated[bool, typer.Option(help="Download and convert again.")] = False,
 ) -> None:
-    """Download an encoder, convert it if need be, and print its folder.
+    """Download an encoder, convert it if necessary, and print its folder.
 
     Example: eupe pull eupe-s
     """
     from .hub.fetch import fetch
 
     typer.echo(fetch(name, revision=revision, force_download=force))
-    typer.echo(
-        f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}", err=True
-    )
+    license_name, link = WEIGHTS_LICENSE["license_name"], WEIGHTS_LICENSE["license_link"]
+    typer.echo(f"The weights are under the {license_name}: {link}", err=True)
 
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A checkpoint in any layout, a saved model, adapter or feature file.")],
+    path: Annotated[Path, typer.Argument(help="A checkpoint in any layout, a saved model or adapter, or features.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what a file or folder is.
+    """Show what a file or folder holds.
 
     Example: eupe info EUPE-ViT-S.pt
     """
-    _tell(describe(path), as_json)
+    from .conversion.inspect import describe
 
-
-def describe(path: Path) -> dict[str, Any]:
-    """What a file or folder is, by names that suit people and JSON.
-
-    Raises:
-        OSError: There is nothing.
-        ValueError: It is nothing of EUPE.
-    """
-    from .conversion.checkpoints import load_checkpoint
-
-    if path.is_dir() and (path / ADAPTER_CONFIG_NAME).is_file():
-        lora = json.loads((path / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
-        keys = {"base": "base_model_name_or_path", "rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
-        return {"kind": f"{lora['peft_type']} adapter", **{name: lora.get(key) for name, key in keys.items()}}
-    config = path / CONFIG_NAME
-    fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    if fields.get("model_type") == "eupe_multitask":
-        return {"kind": "multi-task model", "heads": [f"{n} ({h['task']})" for n, h in fields["heads"].items()]}
-    if fields.get("model_type") == "eupe_llava":
-        kind = {"kind": "vision-language model", "language model": fields["text_config"]["model_type"]}
-        return {**kind, "image tokens": fields["image_seq_length"]}
-    if path.suffix == ".parquet" or _holds_features(path):
-        return _describe_features(path)
-    try:
-        checkpoint = load_checkpoint(path)
-    except ValueError as error:
-        if path.suffix != ".safetensors":
-            raise
-        try:
-            return _describe_features(path)
-        except ValueError:  # neither: what is wrong with the checkpoint says more
-            raise error from None
-    return {
-        "kind": (fields.get("architectures") or ["encoder"])[0],
-        "model": checkpoint.variant.name if checkpoint.variant is not None else "of another size than the six",
-        "layout": checkpoint.layout,
-        "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
-        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()}),
-        "tensors of a head": len(checkpoint.head),
-        "tensors of distillation adapters": len(checkpoint.projectors),
-    }
-
-
-def _describe_features(path: Path) -> dict[str, Any]:
-    from .features import read_features
-
-    found = read_features(path)
-    return {"kind": "features", "images": len(found.paths), "width": found.features.shape[-1], "model": found.model}
-
-
-def _holds_features(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob("*.parquet"))
+    _print(describe(path), as_json)
 
 
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A file or folder in any of the three layouts.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; with --to raw the file.")],
-    to: Annotated[
-        Target, typer.Option(help="The layout: this package's, the published files', or transformers' DINOv3's.")
-    ] = Target.eupe,
-    variant: Annotated[Optional[str], typer.Option(help="Fail unless it is this model of the six.")] = None,  # noqa: UP045
-    head: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="A head of upstream's: joined, with --task; or with --to raw or dinov3 written here."),
-    ] = None,
-    task: Annotated[Optional[str], typer.Option(help="What the head was trained for: segmentation, depth.")] = None,  # noqa: UP045
-    layers: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="What the head reads, from 0, as 2,5,8,11 [default: the last block or stage]."),
-    ] = None,
-    keep_projectors: Annotated[
-        bool, typer.Option("--keep-projectors", help="Keep the distillation adapters of some published files.")
-    ] = False,
+    to: Annotated[Target, typer.Option(help="The layout: this package's, as published, or DINOv3's.")] = Target.eupe,
+    variant: Annotated[str | None, typer.Option(help="Fail unless it is this model of the six.")] = None,
+    head: Annotated[Path | None, typer.Option(help="An upstream head to join; with --to raw, to write.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of the head: segmentation or depth.")] = None,
+    layers: Annotated[str | None, typer.Option(help="The head's layers, from 0, as 2,5,8 [default: the last]")] = None,
+    keep_projectors: Annotated[bool, typer.Option("--keep-projectors", help="Keep distillation adapters.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint between the three layouts, and prove that no tensor changed.
@@ -204,7 +133,7 @@ def convert(
     from . import conversion
 
     if layers is not None and not re.fullmatch(r"\d+(,\d+)*", layers):
-        raise ValueError(f"--layers must be numbers from 0 with commas between, as 2,5,8,11, got {layers!r}.")
+        raise ValueError(f"--layers must be numbers from 0 separated by commas, as 2,5,8,11, got {layers!r}.")
     chosen = [int(layer) for layer in layers.split(",")] if layers else None
     if to is not Target.eupe and (task or layers or keep_projectors):
         raise ValueError(f"--task, --layers, --keep-projectors need --to eupe: leave them out, got --to {to.value}.")
@@ -227,13 +156,14 @@ def convert(
 @app.command()
 def verify(
     checkpoint: Annotated[Path, typer.Argument(help="The encoder, in any of the three layouts.")],
-    against: Annotated[Optional[Path], typer.Option(help="Another checkpoint, in any layout.")] = None,  # noqa: UP045
-    golden: Annotated[Optional[Path], typer.Option(help="Or outputs recorded from the original code.")] = None,  # noqa: UP045
-    variant: Annotated[Optional[str], typer.Option(help="Fail unless it is this model of the six.")] = None,  # noqa: UP045
-    tolerance: Annotated[float, typer.Option(help="Largest absolute error that passes.")] = 1e-4,
+    against: Annotated[Path | None, typer.Option(help="Another checkpoint, in any layout.")] = None,
+    golden: Annotated[Path | None, typer.Option(help="Or outputs recorded from the original code.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Fail unless it is this model of the six.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Largest absolute error to accept.")] = 1e-4,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that an encoder computes what another one does, or what the original code did. Exit code 1: it does not.
+    """Check that an encoder computes the same as another, or as the original code. Exit code 1: it does not.
 
     Example: eupe verify my-eupe-s --against EUPE-ViT-S.pt
     """
@@ -242,26 +172,27 @@ def verify(
 
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance must be 0 or more, got {tolerance}.")
-    rows = conversion.verify(checkpoint, against, golden=golden, variant=variant)
-    told = conversion.summary(rows, tolerance)
-    typer.echo(json.dumps(told) if as_json else format_table(rows, tolerance))
-    if not told["is_equal"]:
+    rows = conversion.verify(checkpoint, against, golden=golden, variant=variant, device=device)
+    result = conversion.summary(rows, tolerance)
+    typer.echo(json.dumps(result) if as_json else format_table(rows, tolerance))
+    if not result["is_equal"]:
         raise typer.Exit(1)
 
 
 @app.command()
 def features(
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
-    output: Annotated[Path, typer.Option(help="A .safetensors or .parquet file.")],
+    images: Images,
+    output: Annotated[Path, typer.Option(help="The .parquet file to write.")],
     model: Model = "eupe-s",
     size: Size = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
-    strict: Annotated[bool, typer.Option(help="An image that can't be read is an error.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Begin anew, also where there is a file.")] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at an image that can't be read.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start again, and replace an existing file.")] = False,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute the global feature of every image. A run that was stopped goes on when it is repeated.
+    """Compute the global feature of every image. Repeat a stopped run and it continues.
 
     Example: eupe features photos/ --output photos.parquet
     """
@@ -269,46 +200,41 @@ def features(
     from .loading import load_encoder, load_processor
 
     paths = list(map(str, find_images(images)))  # text takes a third of the memory of a Path
-    encoder, processor = load_encoder(model), load_processor(model, size)
+    encoder: PreTrainedModel = load_encoder(model, device)
+    processor = load_processor(model, size)
     transformers_logging.enable_progress_bar()
     done = save_features(encoder, processor, paths, output, batch_size, workers, strict, overwrite)
     if done.skipped:
-        typer.echo(
-            f"Left out {len(done.skipped)} images that can't be read, first: {next(iter(done.skipped))}", err=True
-        )
-    told = {"output": str(output), "images": done.count, "skipped": len(done.skipped), "resumed": done.resumed}
-    _tell(told, as_json)
+        typer.echo(f"Skipped {len(done.skipped)} unreadable images, the first: {next(iter(done.skipped))}", err=True)
+    summary = {"output": str(output), "images": done.count, "skipped": len(done.skipped), "resumed": done.resumed}
+    _print(summary, as_json)
 
 
 @app.command()
 def search(
     query: Annotated[Path, typer.Argument(help="An image.")],
     index: Annotated[Path, typer.Option(help="A file or folder of features, or a folder of images.")],
-    model: Annotated[Optional[str], typer.Option(help="What computes features [default: the index's].")] = None,  # noqa: UP045
-    count: Annotated[int, typer.Option(min=1, help="How many images to find.")] = 10,
+    model: Annotated[str | None, typer.Option(help="The encoder [default: the one of the index, else eupe-s]")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of images to find.")] = 10,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the images that are most similar to one, by the cosine of global features.
+    """Find the images most similar to a query, by the cosine of global features.
 
     Example: eupe search photo.jpg --index photos.parquet
     """
-    from tempfile import TemporaryDirectory
-
-    from .features import find_images, nearest_images, read_features, save_features
+    from .features import compute_features, find_images, nearest_images, read_features
     from .loading import load_encoder, load_processor
 
     if not query.is_file():
         raise FileNotFoundError(f"There is no image {query}.")
-    known = None if index.is_dir() and not _holds_features(index) else read_features(index)
+    known = None if index.is_dir() and not any(index.glob("*.parquet")) else read_features(index)
     name = model or (known.model if known else "") or "eupe-s"
-    encoder, processor = load_encoder(name), load_processor(name)
-    with TemporaryDirectory() as scratch:
-        if known is None:
-            save_features(encoder, processor, find_images([index]), Path(scratch) / "index.safetensors")
-            known = read_features(Path(scratch) / "index.safetensors")
-        inputs = processor(query, return_tensors="pt").to(encoder.device)
-        with torch.inference_mode():
-            feature = encoder(**inputs).pooler_output[0].cpu()
+    encoder: PreTrainedModel = load_encoder(name, device)
+    processor = load_processor(name)
+    known = known or compute_features(encoder, processor, find_images([index]))
+    with torch.inference_mode():
+        feature = encoder(**processor(query, return_tensors="pt").to(encoder.device)).pooler_output[0].cpu()
     found = nearest_images(known, feature, count)
     if as_json:
         typer.echo(json.dumps([{"path": path, "similarity": similarity} for path, similarity in found]))
@@ -319,15 +245,16 @@ def search(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="A saved task model or multi-task model, or an encoder with --task.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
-    task: Annotated[Optional[str], typer.Option(help="With an encoder: which new, random head to put on it.")] = None,  # noqa: UP045
+    model: Annotated[str, typer.Argument(help="A task or multi-task model, or adapter; or an encoder with --task.")],
+    images: Images,
+    task: Annotated[str | None, typer.Option(help="For an encoder: the new head, with random weights.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     size: Size = None,
-    threshold: Annotated[float, typer.Option(help="Detection: least score of a box.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Detection: lowest score of a box.")] = 0.5,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw what a task model says about images; with --json print it instead, a line for each image.
+    """Draw what a task model predicts for images; with --json print it instead, one line per image.
 
     Example: eupe predict my-parts photo.jpg
     """
@@ -335,7 +262,7 @@ def predict(
     from .visualization.predictions import Predictor
 
     paths = find_images(images)
-    predictor = Predictor(model, task, size, threshold)
+    predictor = Predictor(model, task, size, threshold, device)
     if predictor.is_random:
         typer.echo(f"{model} has no head for {task}: this one is new, with RANDOM weights.", err=True)
     for path in paths:
@@ -349,14 +276,15 @@ def predict(
 
 @app.command()
 def visualize(
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images; two for matches.")],
-    kind: Annotated[Kind, typer.Option(help="What to draw.")] = Kind.pca,
+    images: Images,
+    kind: Annotated[str, typer.Option(help="What to draw: pca, similarity, attention, matches.")] = "pca",
     model: Model = "eupe-s",
-    size: Annotated[int, typer.Option(help="Squash images to this side: larger, finer.")] = 512,
-    patch: Annotated[Optional[tuple[int, int]], typer.Option(help="Row and column, for similarity.")] = None,  # noqa: UP045
-    layer: Annotated[int, typer.Option(help="Block, from 0, for attention.")] = -1,
-    tile: Annotated[Optional[int], typer.Option(help="Encode in tiles of this side, for large sizes.")] = None,  # noqa: UP045
+    size: Annotated[int, typer.Option(help="Resize images to this side in pixels: larger is finer.")] = 512,
+    patch: Annotated[tuple[int, int] | None, typer.Option(help="Similarity: row and column of the patch.")] = None,
+    layer: Annotated[int, typer.Option(help="Attention: the block, from 0, or from the end.")] = -1,
+    tile: Annotated[int | None, typer.Option(help="Encode in tiles of this side, for large sizes.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    device: Device = None,
 ) -> None:
     """Draw what an encoder sees: principal components (colours agree between images), similarity, attention, matches.
 
@@ -365,7 +293,8 @@ def visualize(
     from .features.extraction import find_images
     from .visualization.encoders import draw
 
-    for saved in draw(find_images(images), kind.value, model, size, patch, layer, output, tile):
+    options: dict[str, Any] = {"size": size, "patch": patch, "layer": layer, "tile": tile, "device": device}
+    for saved in draw(find_images(images), output, kind=kind, model=model, **options):
         typer.echo(saved)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Modules of the optional extras, with a message that names the extra where one is missing."""
+"""Modules of the optional extras, with a message that names the extra if one is missing."""
 
 import importlib
 from typing import Any

@@ -1,18 +1,20 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Models of this package by name, folder or adapter, for whatever runs them."""
+"""Any EUPE model by name, folder or adapter, in eval mode and on the device that runs it."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 from transformers import utils as transformers_utils
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .models.configuration_eupe import EupeConfig
 from .models.configuration_eupe_multitask import EupeMultiTaskConfig
 from .models.modeling_eupe import EupeModel, EupePreTrainedModel
 from .models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
 from .variants import check_source
+
+
+_Model = TypeVar("_Model", bound=EupePreTrainedModel)
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -38,58 +40,44 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def load_task_model(name: str) -> EupePreTrainedModel | None:
-    """A saved task model or multi-task model, of whichever class; `None` if there is an encoder alone.
+def load_encoder(
+    model: str, device: str | torch.device | None = None, model_class: type[_Model] = EupeModel
+) -> _Model:
+    """Load an encoder in eval mode.
 
     Args:
-        name: A folder, a Hub id or a short name. An adapter is merged with its base, which needs peft.
+        model: A short name, a Hub id, or the folder of a model or adapter.
+        device: See `pick_device`.
+        model_class: `EupeModel` or `EupeBackbone`.
 
     Raises:
-        ImportError: An adapter without peft.
-        OSError: The model is not to be had.
-        ValueError: It is none of EUPE, or there is no such name.
+        OSError: The model was not found.
+        ValueError: It is not an EUPE model, or the name or the device is unknown.
     """
-    check_source(name)
-    if transformers_utils.find_adapter_config_file(name) is not None:
-        from eupe_hf.lora.config import load_peft_model
-
-        model: Any = load_peft_model(name).merge_and_unload()
-        if isinstance(model, (EupeForMultiTask, *TASK_MODELS.values())):
-            return model  # type: ignore[return-value]
-        raise ValueError(f"{name} is an adapter of {type(model).__name__}, which is no task model.")
-    config = AutoConfig.from_pretrained(name)
-    if isinstance(config, EupeMultiTaskConfig):
-        return EupeForMultiTask.from_pretrained(name)
-    if not isinstance(config, EupeConfig):
-        raise ValueError(f"{name} is a {config.model_type} model, not one of EUPE.")
-    for task_class in TASK_MODELS.values():
-        if task_class.__name__ in (config.architectures or []):
-            return task_class.from_pretrained(name)
-    return None
+    check_source(model)
+    place = pick_device(device)
+    if transformers_utils.find_adapter_config_file(model) is None:
+        _read_config(model)
+    return model_class.from_pretrained(model).eval().to(place)
 
 
-def _load(name: str, task: str | None) -> tuple[EupePreTrainedModel, bool]:
-    model = load_task_model(name)
-    if model is not None:
-        return model, False
-    if task is None:
-        raise ValueError(f"{name} is an encoder without a head: say which to put on it, with --task.")
-    if task not in TASK_MODELS:
-        raise ValueError(f"The task must be one of {', '.join(TASK_MODELS)}, got {task!r}.")
-    torch.manual_seed(0)
-    return TASK_MODELS[task].from_pretrained(name), True
+def _read_config(model: str) -> Any:
+    config = AutoConfig.from_pretrained(model)
+    if not config.model_type.startswith("eupe"):
+        raise ValueError(f"{model} is a model of type {config.model_type!r}, not an EUPE model.")
+    return config
 
 
 def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
-    """The image processor of a model.
+    """Load the image processor of a model.
 
     Args:
-        model: A short name, a Hub id or a folder.
-        size: Squash images to this side in pixels, instead of the model's own.
+        model: See `load_encoder`.
+        size: Resize images to this height and width in pixels, without a crop; by default as the model was saved.
 
     Raises:
-        OSError: The model is not to be had.
-        ValueError: There is no such name.
+        OSError: The model was not found.
+        ValueError: The name is unknown.
     """
     check_source(model)
     processor = AutoImageProcessor.from_pretrained(model)
@@ -98,8 +86,30 @@ def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
     return processor
 
 
-def load_encoder(model: str) -> EupeModel:
-    """An encoder in eval mode, on the accelerator if there is one; arguments and errors as of `load_processor`."""
+def load_task_model(model: str, device: str | torch.device | None = None) -> EupePreTrainedModel | None:
+    """Load a task model or multi-task model of any class, in eval mode; `None` for an encoder without a head.
+
+    Args:
+        model: See `load_encoder`. An adapter is merged with its base, which needs peft.
+        device: See `pick_device`.
+
+    Raises:
+        ImportError: `model` is an adapter and peft is not installed.
+        OSError: The model was not found.
+        ValueError: It is not an EUPE model, or the name or the device is unknown.
+    """
     check_source(model)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return EupeModel.from_pretrained(model).eval().to(device)
+    place = pick_device(device)
+    if transformers_utils.find_adapter_config_file(model) is not None:
+        from eupe_hf.lora.config import load_peft_model
+
+        merged: Any = load_peft_model(model).merge_and_unload()
+        known: tuple[Any, ...] = (EupeForMultiTask, *TASK_MODELS.values())
+        if not isinstance(merged, known):
+            raise ValueError(f"{model} is an adapter of {type(merged).__name__}, which is not a task model.")
+        return merged.eval().to(place)
+    config = _read_config(model)
+    saved: list[Any] = [one for one in TASK_MODELS.values() if one.__name__ in (config.architectures or [])]
+    if isinstance(config, EupeMultiTaskConfig):
+        saved = [EupeForMultiTask]
+    return saved[0].from_pretrained(model).eval().to(place) if saved else None

@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that are written beside their place and moved into it when they are whole."""
+"""Files and folders that are written beside their place, and moved there when they are complete."""
 
 import os
 import shutil
@@ -11,12 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def staged_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    """A temporary file beside `path` that takes its place if the block succeeds, and is removed if it fails."""
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(
-            f"{path} is a folder; give a file name for the checkpoint, for example {path}/EUPE.pt."
-        )
+        raise IsADirectoryError(f"{path} is a folder; give a file name for the checkpoint, as {path}/EUPE.pt.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
@@ -29,7 +27,7 @@ def staged_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _follow_umask(*files: Path) -> None:
-    # mkstemp and safetensors make files that nobody else can read
+    # mkstemp and safetensors create files that only their owner can read
     umask = os.umask(0)
     os.umask(umask)
     for file in files:
@@ -38,14 +36,14 @@ def _follow_umask(*files: Path) -> None:
 
 @contextmanager
 def staged_folder(path: str | os.PathLike, check: Callable[[Path], None]) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well.
+    """A temporary folder beside `path` that takes its place if the block succeeds.
 
     Args:
         path: The folder to write.
-        check: Called with `path` where it exists; raises `FileExistsError` if it must not be replaced.
+        check: Called with `path` if it exists; raises `FileExistsError` if it must not be replaced.
 
     Raises:
-        FileExistsError: `path` is a file, or `check` says so.
+        FileExistsError: `path` is a file, or `check` refuses it.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -63,6 +61,6 @@ def staged_folder(path: str | os.PathLike, check: Callable[[Path], None]) -> Ite
             path.rename(old)
         new.rename(path)
     finally:
-        if old.exists() and not path.exists():  # stopped between the two renames
+        if old.exists() and not path.exists():  # interrupted between the two renames
             old.rename(path)
         shutil.rmtree(scratch, ignore_errors=True)

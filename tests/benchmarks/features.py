@@ -68,7 +68,7 @@ def measure(name: str, paths: list[Path], folder: Path, arguments: argparse.Name
             bare(model, batches[:2])  # warm
         first = bare(model, batches)
         start = time.perf_counter()
-        save_features(model, processor, list(block), folder / f"{name}-{number}.safetensors", size, arguments.workers)
+        save_features(model, processor, list(block), folder / f"{name}-{number}.parquet", size, arguments.workers)
         seconds = time.perf_counter() - start
         second = bare(model, batches)
         ratios.append((first + second) / 2 / seconds)

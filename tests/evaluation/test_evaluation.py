@@ -54,7 +54,7 @@ def test_result_is_json_and_metadata_of_a_card(tmp_path: Path) -> None:
 def test_result_that_means_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="'mean_iou' is nan"):
         result(metrics={"mean_iou": NAN})
-    with pytest.raises(ValueError, match=r"protocol must be one of knn, .*got 'ocr'"):
+    with pytest.raises(ValueError, match=r"protocol must be one of .*knn, .*got 'ocr'"):
         result(protocol="ocr")
 
 
@@ -111,7 +111,7 @@ def test_knn_refuses_what_it_cannot_count() -> None:
         ev.knn_predict(bank, labels[1:], queries, k=[1])
     with pytest.raises(ValueError, match="queries holds 1 values of 80 that are not finite"):
         ev.knn_predict(bank, labels, queries.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(NAN)), k=[1])
-    with pytest.raises(ValueError, match="one per query"):
+    with pytest.raises(ValueError, match=r"queries with one label each, got \(0,\) for 0"):
         ev.knn_accuracy(bank, labels, queries[:0], true[:0], k=[1])
 
 
@@ -388,14 +388,14 @@ def test_average_precision_of_empty_predictions_and_targets() -> None:
     assert ev.average_precision([scored, scored], [target, empty])["ap"] == pytest.approx(1.0)
     better = {**scored, "scores": torch.tensor([0.6])}
     assert ev.average_precision([scored, better], [target, empty])["ap"] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="no box"):
+    with pytest.raises(ValueError, match="no boxes"):
         ev.average_precision([scored], [empty])
 
 
 def test_average_precision_refuses_what_it_cannot_count(capsys: pytest.CaptureFixture[str]) -> None:
     target = boxes([0.0, 0, 10, 10], labels=[0])
     scored = {**target, "scores": torch.tensor([0.5])}
-    with pytest.raises(ValueError, match="as many predictions as targets; one of the two ends after 1"):
+    with pytest.raises(ValueError, match="as many predictions as targets; one of them ends after 1"):
         ev.average_precision([scored, scored], [target])
     with pytest.raises(ValueError, match=r"predictions\[0\] has no scores"):
         ev.average_precision([target], [target])

@@ -33,7 +33,8 @@ gradio = pytest.importorskip("gradio", reason="gradio is not installed")
 DEMO = ROOT / "examples" / "demo_app"
 sys.path.insert(0, str(DEMO))
 import app as demo_app  # noqa: E402
-from encoders import Encoder, load_encoders, open_photograph, patch_at, similarity  # noqa: E402
+from encoders import Encoder, load_encoders, patch_at, similarity  # noqa: E402
+from photographs import open_photograph  # noqa: E402
 
 
 ASTRONAUT, CHELSEA = PHOTO.with_name("astronaut.jpg"), PHOTO.with_name("chelsea.jpg")
@@ -125,7 +126,7 @@ def test_what_cannot_be_shown_is_answered_by_a_sentence(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # Pillow itself refuses it
     page = demo_app.App({"tiny": encoder_of("vit")})
     for name, words in {
-        "cut.jpg": "cut.jpg can&#x27;t be read: it is damaged or no image.",
+        "cut.jpg": "cut.jpg can&#x27;t be read: it is damaged or not an image.",
         "empty.png": "empty.png can&#x27;t be read",
         "<b>.png": "&lt;b&gt;.png can&#x27;t be read",
         "gone.png": "gone.png can&#x27;t be read",
@@ -227,6 +228,7 @@ def test_command_line_refuses_what_it_cannot_load(
         (["--model", encoder, encoder, encoder], "Name each model once"),
         (["--model", encoder, "--size", "100"], "invalid choice: 100"),
         (["--random", "eupe-x"], "invalid choice: 'eupe-x'"),
+        (["--model", encoder, "--device", "abacus"], "The device 'abacus' is not available on this machine: choose"),
     ):
         monkeypatch.setattr(sys, "argv", ["app.py", *options])
         with pytest.raises(SystemExit) as exit_:
@@ -240,7 +242,7 @@ def test_no_weights_are_an_error_not_a_random_model(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("app.py: eupe-s was not found.") and len(result.stderr.splitlines()) == 1
-    assert result.stderr.endswith("To see the app without weights: --random eupe-t.\n")
+    assert result.stderr.endswith("To run the app without weights: --random eupe-t.\n")
 
 
 # ---- in a browser ----
@@ -366,7 +368,7 @@ def test_page_shows_compares_and_answers(page: Any, tmp_path: Path) -> None:
     # 6. A file that is no image is answered by a sentence, and an example helps out of it.
     (tmp_path / "broken.jpg").write_bytes(CHELSEA.read_bytes()[:3000])
     page.set_input_files("#upload input[type=file]", tmp_path / "broken.jpg")
-    expect(page.get_by_role("alert")).to_contain_text("broken.jpg can't be read: it is damaged or no image.")
+    expect(page.get_by_role("alert")).to_contain_text("broken.jpg can't be read: it is damaged or not an image.")
     expect(page.locator("#photograph img")).to_have_count(0)
     page.locator("#examples button").last.click()
     expect(page.get_by_role("alert")).to_have_count(0)

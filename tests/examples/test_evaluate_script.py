@@ -88,7 +88,7 @@ def told(finished: Finished) -> str:
 
 def test_knn_on_an_image_folder(run: Run, models: Path, pictures: Path, tmp_path: Path) -> None:
     options = ("--protocol", "knn", "--model", models / "encoder", "--dataset", pictures, "--k", "1", "3")
-    output = ("--size", "32", "--batch-size", "4", "--output", tmp_path / "knn.json")
+    output = ("--size", "32", "--batch_size", "4", "--device", "cpu", "--output", tmp_path / "knn.json")
     saved = check(run(*options, *output), tmp_path / "knn.json")
     assert saved["metrics"] == {"accuracy@1": 1.0, "accuracy@3": 1.0}  # red and blue are told apart without training
     assert saved["settings"] == {"size": 32, "k": [1, 3], "train_split": "train"} and saved["num_examples"] == 6
@@ -96,7 +96,7 @@ def test_knn_on_an_image_folder(run: Run, models: Path, pictures: Path, tmp_path
     assert saved["num_examples"] == saved["settings"]["limit"] == 4
     # evenly spaced: the pictures are sorted by class
     assert load_split(str(pictures), "validation", {"label": "label"}, limit=2)["label"][:] == [0, 1]
-    assert "'train' has 12 images: choose --k up to that" in told(run(*options[:-2], "1", "13"))
+    assert "'train' has 12 images: choose a --k up to that" in told(run(*options[:-2], "1", "13"))
 
 
 def test_segmentation_on_a_saved_data_set(run: Run, models: Path, tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_depth_in_millimetres_from_parquet(run: Run, models: Path, tmp_path: Pat
         metrics.update(ev.predict_depth(model, processor, image), torch.from_numpy(depth).float() / 1000)
     assert saved["metrics"] == pytest.approx(metrics.compute())
     assert "check the unit" in told(run(*options))  # five hundred metres and more
-    assert "Row 0: The Eigen crop is that of 480 x 640" in told(run(*options, "--eigen-crop"))
-    assert "--size does not go with --protocol depth" in told(run(*options, "--size", "64"))
+    assert "Row 0: The Eigen crop needs 480 x 640 pixels" in told(run(*options, "--eigen-crop"))
+    assert "--size is not an option of --protocol depth" in told(run(*options, "--size", "64"))
 
 
 def test_correspondence_between_a_picture_and_itself(run: Run, models: Path, tmp_path: Path) -> None:
@@ -170,13 +170,13 @@ def test_bad_input_is_told_in_one_sentence(run: Run, models: Path, pictures: Pat
         return told(run("--protocol", "knn", "--model", model, "--dataset", dataset, *more))
 
     encoder = models / "encoder"
-    assert "nobody/nothing cannot be loaded" in knn(encoder, "nobody/nothing")
+    assert "nobody/nothing" in knn(encoder, "nobody/nothing")
     assert "cannot be loaded: Unknown split" in knn(encoder, pictures, "--split", "test")
     assert "no column 'class' for the label; it has image, label" in knn(encoder, pictures, "--label-column", "class")
     assert "eupe-x" in knn("eupe-x", pictures)
     assert "--limit must be above 0, got -1" in knn(encoder, pictures, "--limit", "-1")
     assert "must be a file in a folder that exists" in knn(encoder, pictures, "--output", tmp_path)
-    assert "--device abacus is not to be had" in knn(encoder, pictures, "--device", "abacus")
+    assert "The device 'abacus' is not available" in knn(encoder, pictures, "--device", "abacus")
     for kind, name in (("encoder", "EupeModel"), ("depth", "EupeForDepthEstimation")):
         options = ("--protocol", "segmentation", "--label-column", "label", "--dataset", pictures)
         message = told(run(*options, "--model", models / kind))
@@ -184,7 +184,7 @@ def test_bad_input_is_told_in_one_sentence(run: Run, models: Path, pictures: Pat
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    assert "a model of type 'vit'; this evaluates EUPE models" in knn(other, pictures)
+    assert "is a model of type 'vit', not an EUPE model" in knn(other, pictures)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

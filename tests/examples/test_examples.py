@@ -73,7 +73,7 @@ def test_predict_says_when_the_head_is_random(models: Path, tmp_path: Path) -> N
     result = run("predict.py", "--model", models / "encoder", "--task", "depth", "--image", PHOTO, folder=tmp_path)
     assert result.returncode == 0 and "RANDOM weights" in result.stdout
     assert caption_is_drawn(tmp_path / "predictions" / "coffee.png")
-    assert refused(run("predict.py", "--model", models / "encoder", folder=tmp_path), "say which to put on it")
+    assert refused(run("predict.py", "--model", models / "encoder", folder=tmp_path), "choose a head to put on it")
     assert refused(run("predict.py", "--model", tmp_path / "nothing", folder=tmp_path), "There is no model at")
     assert refused(run("predict.py", "--model", models / "far", "--image", "no.jpg", folder=tmp_path), "no.jpg")
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from conftest import FAMILIES, fill_shared_memory, tiny_config
 from PIL import Image
 
 from eupe_hf import EupeImageProcessorPil, EupeModel
-from eupe_hf.features import FeatureFile, find_images, nearest_images, read_features, save_features
+from eupe_hf.features import FeatureFile, compute_features, find_images, nearest_images, read_features, save_features
 from eupe_hf.features import extraction as features
-from eupe_hf.features import files as feature_files
 
 
 @pytest.fixture
@@ -37,26 +37,23 @@ def model_and_processor(family: str = "vit") -> tuple[EupeModel, EupeImageProces
     return model, EupeImageProcessorPil(size={"height": 64, "width": 64})
 
 
-@pytest.mark.parametrize("suffix", features.FORMATS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_file_holds_the_features_of_every_readable_image(
-    folder: Path, tmp_path: Path, family: str, suffix: str
-) -> None:
+def test_file_holds_the_features_of_every_readable_image(folder: Path, tmp_path: Path, family: str) -> None:
     model, processor = model_and_processor(family)
     paths = find_images([folder])
     assert [path.name for path in paths] == ["1.png", "3.png", "5.png", "0.png", "2.png", "4.png", "6.png"]
-    summary = save_features(model, processor, paths, tmp_path / f"out{suffix}", batch_size=2, num_workers=0)
+    summary = save_features(model, processor, paths, tmp_path / "out.parquet", batch_size=2, num_workers=0)
     assert (summary.count, summary.resumed) == (6, 0)
     assert [Path(path).name for path in summary.skipped] == ["3.png"]
     assert "can't be read" in next(iter(summary.skipped.values()))
-    found = read_features(tmp_path / f"out{suffix}")
+    found = read_features(tmp_path / "out.parquet")
     assert [Path(path).name for path in found.paths] == ["1.png", "5.png", "0.png", "2.png", "4.png", "6.png"]
     for path, feature in zip(found.paths, found.features, strict=True):
         with torch.no_grad():
             expected = model(**processor(path, return_tensors="pt")).pooler_output[0]
         torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-5)
-    assert {path.name for path in tmp_path.iterdir()} == {"images", f"out{suffix}"}
-    again = save_features(model, processor, paths, tmp_path / f"out{suffix}", batch_size=2, num_workers=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "out.parquet"}
+    again = save_features(model, processor, paths, tmp_path / "out.parquet", batch_size=2, num_workers=0)
     assert (again.count, again.resumed, again.skipped) == (6, 7, summary.skipped)
 
 
@@ -64,7 +61,7 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
     monkeypatch.setattr(features, "_PART_BATCHES", 1)
     model, processor = model_and_processor()
     paths, options = find_images([folder]), {"batch_size": 2, "num_workers": 0}
-    save_features(model, processor, paths, tmp_path / "whole.safetensors", **options)
+    save_features(model, processor, paths, tmp_path / "whole.parquet", **options)
     encode, calls = features.encode_images, []
 
     def stop(*args: Any) -> torch.Tensor:
@@ -75,14 +72,14 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(features, "encode_images", stop)
     with pytest.raises(KeyboardInterrupt):
-        save_features(model, processor, paths, tmp_path / "cut.safetensors", **options)
-    assert not (tmp_path / "cut.safetensors").exists()
-    with pytest.raises(ValueError, match="other images, another model or another batch size"):
-        save_features(model, processor, paths[1:], tmp_path / "cut.safetensors", **options)
-    summary = save_features(model, processor, paths, tmp_path / "cut.safetensors", **options)
+        save_features(model, processor, paths, tmp_path / "cut.parquet", **options)
+    assert not (tmp_path / "cut.parquet").exists()
+    with pytest.raises(ValueError, match="used other images, another model or another batch size"):
+        save_features(model, processor, paths[1:], tmp_path / "cut.parquet", **options)
+    summary = save_features(model, processor, paths, tmp_path / "cut.parquet", **options)
     assert (summary.count, summary.resumed, len(summary.skipped)) == (6, 4, 1)
     assert len(calls) == 3 + 2  # the two parts that were missing
-    found, expected = (read_features(tmp_path / f"{name}.safetensors") for name in ("cut", "whole"))
+    found, expected = (read_features(tmp_path / f"{name}.parquet") for name in ("cut", "whole"))
     assert found.paths == expected.paths and found.model == expected.model
     assert torch.equal(found.features, expected.features)
 
@@ -90,17 +87,17 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
 def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> None:
     model, processor = model_and_processor()
     paths = find_images([folder])
-    with pytest.raises(ValueError, match=r"must end in \.safetensors or \.parquet, got out\.csv"):
+    with pytest.raises(ValueError, match=r"must be a \.parquet file, got out\.csv"):
         save_features(model, processor, paths, tmp_path / "out.csv")
     with pytest.raises(ValueError, match=r"3\.png' can't be read"):
-        save_features(model, processor, paths, tmp_path / "strict.safetensors", num_workers=0, strict=True)
+        save_features(model, processor, paths, tmp_path / "strict.parquet", num_workers=0, strict=True)
     native = EupeImageProcessorPil(do_resize=False)
-    with pytest.raises(ValueError, match="several sizes"):
-        save_features(model, native, paths, tmp_path / "sizes.safetensors", num_workers=0)
-    save_features(model, processor, paths, tmp_path / "out.safetensors", num_workers=0)
+    with pytest.raises(ValueError, match=r"several sizes, .*: set its size to a height and width"):
+        save_features(model, native, paths, tmp_path / "sizes.parquet", num_workers=0)
+    save_features(model, processor, paths, tmp_path / "out.parquet", num_workers=0)
     with pytest.raises(ValueError, match="other images or another model"):
-        save_features(model, processor, paths[:2], tmp_path / "out.safetensors", num_workers=0)
-    summary = save_features(model, processor, paths[:1], tmp_path / "out.safetensors", num_workers=0, overwrite=True)
+        save_features(model, processor, paths[:2], tmp_path / "out.parquet", num_workers=0)
+    summary = save_features(model, processor, paths[:1], tmp_path / "out.parquet", num_workers=0, overwrite=True)
     assert summary.count == 1
     with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         find_images([tmp_path / "nothing"])
@@ -110,7 +107,7 @@ def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="No images"):
         find_images([])
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="holds no features with paths"):
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read as a \.parquet file"):
         read_features(tmp_path / "model" / "model.safetensors")
 
 
@@ -120,22 +117,21 @@ def test_full_shared_memory_gives_the_same_features(
 ) -> None:
     model, processor = model_and_processor()
     paths, tried = find_images([folder]), tmp_path / "tried"
-    save_features(model, processor, paths, tmp_path / "expected.safetensors", batch_size=2, num_workers=num_workers)
+    save_features(model, processor, paths, tmp_path / "expected.parquet", batch_size=2, num_workers=num_workers)
     fill_shared_memory(monkeypatch, tried)
-    save_features(model, processor, paths, tmp_path / "found.safetensors", batch_size=2, num_workers=num_workers)
-    found, expected = (read_features(tmp_path / f"{name}.safetensors") for name in ("found", "expected"))
+    save_features(model, processor, paths, tmp_path / "found.parquet", batch_size=2, num_workers=num_workers)
+    found, expected = (read_features(tmp_path / f"{name}.parquet") for name in ("found", "expected"))
     assert tried.exists() == (num_workers > 0)
     assert found.paths == expected.paths and torch.equal(found.features, expected.features)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("suffix", features.FORMATS)
-def test_all_images_bad_gives_an_empty_file(tmp_path: Path, suffix: str, family: str) -> None:
+def test_all_images_bad_gives_an_empty_file(tmp_path: Path, family: str) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     model, processor = model_and_processor(family)
-    summary = save_features(model, processor, [tmp_path / "bad.png"], tmp_path / f"out{suffix}", num_workers=0)
+    summary = save_features(model, processor, [tmp_path / "bad.png"], tmp_path / "out.parquet", num_workers=0)
     assert summary.count == 0 and len(summary.skipped) == 1
-    found = read_features(tmp_path / f"out{suffix}")
+    found = read_features(tmp_path / "out.parquet")
     assert found.paths == [] and len(found.features) == 0
     with pytest.raises(ValueError, match="The index holds no images"):
         nearest_images(found, torch.zeros(model.config.hidden_size))
@@ -145,40 +141,39 @@ def test_image_that_is_named_twice_counts_once(folder: Path, tmp_path: Path) -> 
     model, processor = model_and_processor()
     paths = [folder / "b" / "0.png", folder / "b" / "2.png", str(folder / "b" / "." / "0.png")]
     for batch_size in (1, 3):
-        output = tmp_path / f"{batch_size}.safetensors"
+        output = tmp_path / f"{batch_size}.parquet"
         assert save_features(model, processor, paths, output, batch_size, num_workers=0).count == 2
         assert [Path(path).name for path in read_features(output).paths] == ["0.png", "2.png"]
 
 
 def test_other_weights_of_the_same_name_are_another_job(folder: Path, tmp_path: Path) -> None:
     model, processor = model_and_processor()
-    save_features(model, processor, find_images([folder]), tmp_path / "out.safetensors", num_workers=0)
+    save_features(model, processor, find_images([folder]), tmp_path / "out.parquet", num_workers=0)
     with torch.no_grad():
         model.norm.weight[0] += 1  # the last of all tensors
     with pytest.raises(ValueError, match="other images or another model"):
-        save_features(model, processor, find_images([folder]), tmp_path / "out.safetensors", num_workers=0)
+        save_features(model, processor, find_images([folder]), tmp_path / "out.parquet", num_workers=0)
 
 
-def test_paths_that_a_format_cannot_hold_are_refused_before_anything_is_computed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_names_that_are_not_utf8_come_back(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_PART_BATCHES", 1)  # a part with names of each kind
     model, processor = model_and_processor()
     foreign = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
     Image.new("RGB", (20, 20)).save(foreign)
-    with pytest.raises(ValueError, match=r"udce9\.png' is not UTF-8, as \.parquet needs"):
-        save_features(model, processor, [foreign], tmp_path / "out.parquet", num_workers=0)
-    save_features(model, processor, [foreign], tmp_path / "out.safetensors", num_workers=0)
-    assert read_features(tmp_path / "out.safetensors").paths == [str(foreign)]
-    monkeypatch.setattr(feature_files, "_LARGEST_HEADER", 200)
-    with pytest.raises(ValueError, match=r"can't hold the paths of 7 images: choose \.parquet"):
-        save_features(model, processor, find_images([folder / "a", folder / "b"]), tmp_path / "many.safetensors")
-    assert {path.name for path in tmp_path.iterdir()} == {"images", "out.safetensors"}
+    images = [folder / "b" / "0.png", foreign, folder / "b" / "2.png"]
+    for order in (images, images[1:]):
+        output = tmp_path / f"{len(order)}.parquet"
+        save_features(model, processor, order, output, batch_size=1, num_workers=0)
+        assert read_features(output).paths == list(map(str, order))
+        column = pytest.importorskip("pyarrow.parquet").read_table(output)["path"].to_pylist()
+        assert os.fsencode(foreign) in column
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "2.parquet", "3.parquet"}
 
 
 @pytest.mark.parametrize(
     ("column", "words"),
     [
-        (["a", "b"], "has no columns path and features, lists of numbers"),
+        (["a", "b"], "lacks the columns of a feature file: path, and features with lists"),
         ([[1.0], [1.0, 2.0]], "several widths"),
         ([[1.0], None], "several widths"),
     ],
@@ -199,10 +194,30 @@ def test_nearest_images_are_the_most_similar() -> None:
         nearest_images(index, torch.zeros(3))
 
 
-def test_metadata_is_json_that_others_can_read(folder: Path, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
+def test_others_can_read_the_file(folder: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
     model, processor = model_and_processor()
-    save_features(model, processor, find_images([folder]), tmp_path / "out.safetensors", num_workers=0)
-    with safe_open(tmp_path / "out.safetensors", framework="np") as file:
-        assert len(json.loads(file.metadata()["paths"])) == len(file.get_tensor("features")) == 6
+    save_features(model, processor, find_images([folder]), tmp_path / "out.parquet", num_workers=0)
+    table, found = parquet.read_table(tmp_path / "out.parquet"), read_features(tmp_path / "out.parquet")
+    assert table["path"].to_pylist() == found.paths and len(found.paths) == 6
+    assert torch.equal(torch.tensor(table["features"].to_pylist()), found.features)
+    assert [str(field.type) for field in table.schema] == ["string", "list<element: float>"]
+    assert json.loads(table.schema.metadata[b"skipped"]).keys() == {str(folder / "a" / "3.png")}
+
+
+def test_without_pyarrow_images_can_be_searched_and_the_message_names_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = model_and_processor()
+    images = find_images([folder])
+    save_features(model, processor, images, tmp_path / "out.parquet", batch_size=2, num_workers=0)
+    expected = read_features(tmp_path / "out.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"needs pyarrow, which is not installed: pip install 'eupe-hf\[eval\]'"):
+        save_features(model, processor, images, tmp_path / "none.parquet")
+    with pytest.raises(ImportError, match="needs pyarrow"):
+        read_features(tmp_path / "out.parquet")
+    found = compute_features(model, processor, images, batch_size=2, num_workers=0)
+    assert found.paths == expected.paths and torch.equal(found.features, expected.features)
+    (nearest, similarity), *_ = nearest_images(found, expected.features[2])
+    assert nearest == expected.paths[2] and similarity == pytest.approx(1)

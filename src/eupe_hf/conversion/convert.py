@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from eupe_hf.loading import pick_device
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
 
 from .checkpoints import PROJECTOR_FILE, Checkpoint, load_checkpoint, save_layout, save_model_folder, save_tensors
@@ -270,6 +273,7 @@ def verify(
     *,
     golden: str | os.PathLike | None = None,
     variant: str | None = None,
+    device: str | torch.device | None = None,
 ) -> list[Row]:
     """Compare what an encoder computes with another checkpoint, or with recorded outputs: one row per output.
 
@@ -278,15 +282,18 @@ def verify(
         against: Another checkpoint.
         golden: Instead of `against`: a file with recorded outputs, see `compare_with_golden`.
         variant: Name of the model that both must be; by default they are recognised.
+        device: See `eupe_hf.loading.pick_device`.
 
     Raises:
         OSError: There is nothing to read.
         ValueError: A checkpoint is not usable, the two have other shapes, or not exactly one of `against` and
             `golden` was given.
     """
-    if golden is not None and against is None:
-        return compare_with_golden(load_checkpoint(checkpoint, variant).build_model(), golden)
-    if against is not None and golden is None:
-        a, b = (load_checkpoint(path, variant).build_model() for path in (checkpoint, against))
-        return compare_models(a, b)
-    raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")
+    if (against is not None and golden is not None) or against is golden:
+        raise OptionError("Give one thing to compare with: --against FILE_OR_DIR or --golden FILE.")
+    place = pick_device(device)
+    model = load_checkpoint(checkpoint, variant).build_model().to(place)
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN computes convolutions in TF32
+        if against is None:
+            return compare_with_golden(model, golden)
+        return compare_models(model, load_checkpoint(against, variant).build_model().to(place))

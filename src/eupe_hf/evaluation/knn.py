@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""k-NN classification of features, at the scale of ImageNet. `eupe_hf.evaluation` offers it."""
+"""k-NN classification of features, at the scale of ImageNet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +14,7 @@ from .metrics import check_finite
 
 
 KNN_K = (10, 20, 100, 200)
+PIPELINE_TAGS = {"knn": "image-classification"}
 
 
 @torch.no_grad()
@@ -28,26 +29,26 @@ def knn_predict(
 ) -> dict[int, torch.Tensor]:
     """Classify by the k nearest neighbours, for all k at once (DINO, arXiv:2104.14294, and upstream's evaluation).
 
-    Nearest by cosine similarity; each neighbour votes for its class with softmax(similarity / temperature). Memory
-    beyond the features is that of one chunk of similarities, `query_chunk` x `bank_chunk`.
+    Neighbours are found by cosine similarity, and each votes for its class with softmax(similarity / temperature).
+    Beyond the features, memory holds one chunk of similarities, `query_chunk` x `bank_chunk`.
 
     Args:
         bank: (N, C) features with known classes, not normalised, on any device.
         bank_labels: (N,) class ids from 0.
-        queries: (M, C) features to classify, on the device that is to compute.
+        queries: (M, C) features to classify, on the device that computes.
         k: Numbers of neighbours, each at most N.
         temperature: Divides the similarities.
         query_chunk: Queries compared at once.
-        bank_chunk: Bank features they are compared with at once.
+        bank_chunk: Bank features compared at once.
 
     Returns:
-        For each k the class ids (M,); of classes with equal votes the lowest.
+        For each k the class ids (M,); the lowest where classes have equal votes.
 
     Raises:
-        ValueError: Shapes that do not fit, a k below 1 or above N, features that are not finite.
+        ValueError: Shapes do not fit, a k is below 1 or above N, or features are not finite.
     """
-    # scikit-learn's KNeighborsClassifier(metric="cosine", weights=...) votes alike, and is what the tests compare
-    # with; it runs on the CPU alone and searches the whole bank anew for each k.
+    # scikit-learn's KNeighborsClassifier(metric="cosine", weights=...) votes alike, and the tests compare with it; but
+    # it runs on the CPU only and searches the whole bank once for each k.
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1] or bank_labels.shape != bank.shape[:1]:
         raise ValueError(
             "bank must be (N, C), bank_labels (N,) and queries (M, C), got "
@@ -79,13 +80,13 @@ def knn_predict(
 def knn_accuracy(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor, **options: Any
 ) -> dict[str, float]:
-    """Accuracy of `knn_predict`, whose options it takes, against the queries' class ids (M,): "accuracy@k" for each k.
+    """Accuracy of `knn_predict`, which takes the options, against class ids (M,): "accuracy@k" for each k.
 
     Raises:
-        ValueError: As `knn_predict`; not one label per query, or no query at all.
+        ValueError: See `knn_predict`; or there is not one label per query, or no query.
     """
     accuracy = require("sklearn.metrics").accuracy_score
     if labels.shape != queries.shape[:1] or not len(labels):
-        raise ValueError(f"There must be labels, one per query, got {tuple(labels.shape)} for {len(queries)} queries.")
+        raise ValueError(f"There must be queries with one label each, got {tuple(labels.shape)} for {len(queries)}.")
     found = knn_predict(bank, bank_labels, queries, **options)
     return {f"accuracy@{k}": float(accuracy(labels.cpu(), ids.cpu())) for k, ids in found.items()}

@@ -1,16 +1,14 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Metrics of the paper's evaluation protocols, and COCO's average precision. `eupe_hf.evaluation` offers them all.
+"""Metrics of classification, segmentation, depth and detection, as fractions: `pip install 'eupe-hf[eval]'`.
 
-They take tensors from anywhere and count as they come, so that no data set has to fit into memory. All scores are
-fractions, not percent.
-
-Counts and errors come from torchmetrics, average precision from pycocotools. What neither computes as the protocols do
-is written here; the comment beside it says what was weighed, and the tests compare. `pip install 'eupe-hf[eval]'`.
+They take tensors from any source and count as they come, so that no data set has to fit into memory. Counts and errors
+come from torchmetrics, average precision from pycocotools. Code of our own stands where neither follows the protocol:
+a comment says what was weighed, and the tests compare.
 """
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -20,12 +18,12 @@ from eupe_hf.extras import require
 from eupe_hf.models.modeling_eupe_head import check_class_ids
 
 
-# rows and columns of a 480 x 640 NYUv2 picture that Eigen et al. (2014, arXiv:1406.2283) evaluate
+# rows and columns of a 480 x 640 NYUv2 image that Eigen et al. (2014, arXiv:1406.2283) evaluate
 NYU_EIGEN_CROP = (slice(45, 471), slice(41, 601))
 
 
 def check_finite(tensor: torch.Tensor, name: str) -> None:
-    """Refuse NaN and infinity with a ValueError, instead of scores that mean nothing."""
+    """Raise a ValueError for NaN and infinity, instead of returning meaningless scores."""
     if not tensor.numel() or torch.stack(tensor.detach().aminmax()).isfinite().all():  # makes no copy of a large bank
         return
     bad = tensor.numel() - int(tensor.isfinite().sum())
@@ -35,11 +33,8 @@ def check_finite(tensor: torch.Tensor, name: str) -> None:
     )
 
 
-# ---- classification ----
-
-
 class ClassificationMetrics:
-    """Accuracy, and its mean over the classes that occur, from counts per class.
+    """Accuracy, and its mean over the classes that occur.
 
     Args:
         num_labels: Number of classes.
@@ -59,14 +54,14 @@ class ClassificationMetrics:
     """
 
     def __init__(self, num_labels: int):
-        # not torchmetrics' confusion matrix: that of 21,000 classes would take 3.5 GB
+        # torchmetrics' confusion matrix would take 3.5 GB for 21,000 classes
         self.hits, self.totals = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(2))
 
     def update(self, predicted: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count class ids `predicted` (N,) against `labels` (N,); -100 is ignored.
+        """Count class ids `predicted` (N,) against `labels` (N,), where -100 is ignored.
 
         Raises:
-            ValueError: Different shapes, or ids that are no class.
+            ValueError: The shapes differ, or an id is not a class.
         """
         if predicted.shape != labels.shape:
             raise ValueError(f"predicted must be {tuple(labels.shape)}, as the labels, got {tuple(predicted.shape)}.")
@@ -76,11 +71,7 @@ class ClassificationMetrics:
         self.hits += torch.bincount(labels[predicted == labels], minlength=len(self.totals))
 
     def compute(self) -> dict[str, float]:
-        """`accuracy` and `mean_accuracy`.
-
-        Raises:
-            ValueError: No image was counted.
-        """
+        """Return `accuracy` and `mean_accuracy`, or raise a ValueError if no image with a class was counted."""
         if not self.totals.sum():
             raise ValueError("No image with a class was counted.")
         hits, occurs = self.hits.double(), self.totals > 0
@@ -90,9 +81,6 @@ class ClassificationMetrics:
         }
 
 
-# ---- segmentation ----
-
-
 def reduce_zero_label(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
     """ADE20K's rule: label 0, "other", becomes the ignore index, and 1 to 150 become 0 to 149; int64, any shape."""
     labels = labels.long()
@@ -100,15 +88,15 @@ def reduce_zero_label(labels: torch.Tensor, ignore_index: int = 255) -> torch.Te
 
 
 class SegmentationMetrics:
-    """Mean IoU, pixel accuracy and mean class accuracy over a data set, from one confusion matrix of all its pixels.
+    """Mean IoU, pixel accuracy and mean class accuracy, from one confusion matrix of all pixels of a data set.
 
-    Classes that occur neither in the labels nor in the predictions do not count for the mean IoU, those that do not
-    occur in the labels do not count for the mean class accuracy.
+    Mean IoU leaves out classes that occur neither in the labels nor in the predictions; mean class accuracy leaves out
+    classes that do not occur in the labels.
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels that do not count.
-        reduce_labels: Apply `reduce_zero_label` to the labels first, as for ADE20K; never to the predictions.
+        ignore_index: Label of pixels to ignore.
+        reduce_labels: Apply `reduce_zero_label` to the labels, as for ADE20K; predictions stay as they are.
 
     Example:
 
@@ -132,7 +120,7 @@ class SegmentationMetrics:
         """Count class ids `predicted` against `labels`, integers of one shape, for example (H, W).
 
         Raises:
-            ValueError: Different shapes, predictions that are no integers, or ids that are no class.
+            ValueError: The shapes differ, predictions are not integers, or an id is not a class.
         """
         if predicted.shape != labels.shape or predicted.is_floating_point():
             raise ValueError(
@@ -153,15 +141,11 @@ class SegmentationMetrics:
         return hits / (self.confusion.sum(0) + self.confusion.sum(1) - hits)
 
     def compute(self) -> dict[str, float]:
-        """`mean_iou`, `pixel_accuracy` and `mean_accuracy`.
-
-        Raises:
-            ValueError: No labelled pixel was counted.
-        """
+        """Return `mean_iou`, `pixel_accuracy`, `mean_accuracy`, or raise a ValueError if no label was counted."""
         if not self.confusion.sum():
             raise ValueError("No labelled pixel was counted: there are no label maps, or all of them are ignored.")
-        # torchmetrics' macro accuracy counts a class that is predicted but never there as 0; the benchmarks leave it
-        # out. Its Jaccard index agrees with the mean IoU, and is what the tests compare with.
+        # torchmetrics' macro accuracy counts a class that is predicted but absent as 0; the benchmarks leave it out.
+        # Its Jaccard index agrees with the mean IoU: the tests compare.
         hits = self.confusion.diag().double()
         return {
             "mean_iou": self.class_iou().nanmean().item(),
@@ -170,16 +154,13 @@ class SegmentationMetrics:
         }
 
 
-# ---- depth ----
-
-
 class DepthMetrics:
-    """The usual errors of depth estimation, each computed per image and averaged over images.
+    """Errors of depth estimation, computed per image and averaged over images.
 
     Args:
-        min_depth: True depths above it count, in metres. Predictions are clamped to the same range.
-        max_depth: True depths up to it count.
-        eigen_crop: Count the part of 480 x 640 pixels that the NYUv2 protocol does.
+        min_depth: Count true depths above it, in metres. Predictions are clamped to the same range.
+        max_depth: Count true depths up to it, in metres.
+        eigen_crop: Count only the part of 480 x 640 pixels that the NYUv2 protocol evaluates.
 
     Example:
 
@@ -201,23 +182,20 @@ class DepthMetrics:
         self.num_images = 0
 
     def update(self, predicted: torch.Tensor, depth: torch.Tensor) -> None:
-        """Compare one predicted map (H, W) with the true one (H, W), in metres, NaN or out of range where unknown.
+        """Compare a predicted map (H, W) with the true one (H, W), in metres, NaN or out of range where unknown.
 
-        A picture without one valid depth counts for nothing.
+        An image without a valid depth is left out.
 
         Raises:
-            ValueError: Different shapes, another size than 480 x 640 for the Eigen crop, or a prediction that is not
-                finite.
+            ValueError: The shapes differ, the size is not 480 x 640 with the Eigen crop, or a value is not finite.
         """
         if predicted.shape != depth.shape or predicted.ndim != 2:
             raise ValueError(
-                f"predicted and depth must be one (H, W), got {tuple(predicted.shape)} and {tuple(depth.shape)}."
+                f"predicted and depth must both be (H, W), got {tuple(predicted.shape)} and {tuple(depth.shape)}."
             )
         if self.eigen_crop:
             if tuple(depth.shape) != (480, 640):
-                raise ValueError(
-                    f"The Eigen crop is that of 480 x 640 pixels, got {tuple(depth.shape)}: leave it out."
-                )
+                raise ValueError(f"The Eigen crop needs 480 x 640 pixels, got {tuple(depth.shape)}: leave it out.")
             predicted, depth = predicted[NYU_EIGEN_CROP], depth[NYU_EIGEN_CROP]
         valid = depth.isfinite() & (depth > self.min_depth) & (depth <= self.max_depth)
         found, true = predicted[valid.to(predicted.device)].double().cpu(), depth[valid].double().cpu()
@@ -229,15 +207,14 @@ class DepthMetrics:
         self.num_images += 1
 
     def compute(self) -> dict[str, float]:
-        """`rmse` (metres), `abs_rel`, `rmse_log`, `log10`, `sigloss`: less is better; `delta1` to `delta3`: more is.
+        """Return `rmse` (metres), `abs_rel`, `rmse_log`, `log10`, `sigloss`; `delta1` to `delta3`: higher is better.
 
         Raises:
             ValueError: No image had a valid depth.
         """
         if not self.num_images:
-            raise ValueError(
-                f"No image has a depth above {self.min_depth} and up to {self.max_depth} metres: check the unit."
-            )
+            allowed = f"above {self.min_depth} and up to {self.max_depth} metres"
+            raise ValueError(f"No image has a depth {allowed}: check the unit.")
         return {name: total / self.num_images for name, total in self.totals.items()}
 
 
@@ -245,7 +222,7 @@ def _depth_errors(found: torch.Tensor, true: torch.Tensor) -> dict[str, torch.Te
     regression = require("torchmetrics.functional.regression")
     rmse, difference = regression.mean_squared_error, torch.log10(found) - torch.log10(true)
     ratio = torch.maximum(found / true, true / found)
-    # the loss of `EupeForDepthEstimation`; torchmetrics has neither it nor the thresholds. One pixel varies by 0.
+    # sigloss is the loss of `EupeForDepthEstimation`; torchmetrics lacks it and the deltas. One pixel has variance 0.
     error = torch.log(found + 1e-3) - torch.log(true + 1e-3)
     variance = error.var(correction=min(1, len(error) - 1))
     return {
@@ -258,132 +235,55 @@ def _depth_errors(found: torch.Tensor, true: torch.Tensor) -> dict[str, torch.Te
     }
 
 
-# ---- correspondence ----
-
-
-class CorrespondenceMetrics:
-    """PCK: the share of points found within `alpha` times the longer side of the target object's bounding box.
-
-    "pck@alpha" is the mean over image pairs of the share in each pair, as the SPair-71k benchmark (arXiv:1908.10543)
-    reports it and the default here; "pck@alpha_per_point" the share of all points of all pairs, as others do.
-
-    Args:
-        alpha: Fraction of the longer side.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from eupe_hf.evaluation import CorrespondenceMetrics
-
-    >>> metrics = CorrespondenceMetrics(alpha=0.1)
-    >>> metrics.update(torch.tensor([[5, 5], [40, 9]]), torch.tensor([[5, 9], [5, 9]]), (0, 0, 60, 20))
-    >>> metrics.compute()
-    {'pck@0.1': 0.5, 'pck@0.1_per_point': 0.5}
-
-    ```
-    """
-
-    def __init__(self, alpha: float = 0.1):
-        self.alpha = alpha
-        self.shares, self.hits, self.num_points, self.num_pairs = 0.0, 0, 0, 0
-
-    def update(self, found: torch.Tensor, points: torch.Tensor, box: Sequence[float]) -> None:
-        """Count points found (P, 2) against the true ones (P, 2), x and y in pixels; NaN where a point is not visible.
-
-        Args:
-            found: Points found in the target picture.
-            points: Where they are.
-            box: x and y of the object's corners in the target picture: left, top, right, bottom. A pair without a
-                visible point counts for nothing.
-
-        Raises:
-            ValueError: Different shapes, points found that are not finite, or a box without extent.
-        """
-        if found.shape != points.shape or points.shape[1:] != (2,):
-            raise ValueError(
-                f"found and points must be one (P, 2), got {tuple(found.shape)} and {tuple(points.shape)}."
-            )
-        left, top, right, bottom = map(float, box) if len(box) == 4 else (0.0,) * 4
-        if not (right > left and bottom > top):
-            raise ValueError(f"The box must be left, top, right, bottom, with an extent, got {list(box)}.")
-        check_finite(found, "found")
-        points = points.double().cpu()
-        visible = points.isfinite().all(dim=1)
-        if not visible.any():
-            return
-        distances = (found.double().cpu() - points)[visible].norm(dim=1)
-        hits = int((distances <= self.alpha * max(right - left, bottom - top)).sum())
-        self.hits, self.num_points = self.hits + hits, self.num_points + len(distances)
-        self.shares, self.num_pairs = self.shares + hits / len(distances), self.num_pairs + 1
-
-    def compute(self) -> dict[str, float]:
-        """Both averages.
-
-        Raises:
-            ValueError: No point was counted.
-        """
-        if not self.num_points:
-            raise ValueError("No visible point was counted.")
-        name = f"pck@{self.alpha:g}"
-        return {name: self.shares / self.num_pairs, f"{name}_per_point": self.hits / self.num_points}
-
-
-# ---- detection ----
-
-
 def average_precision(
     predictions: Iterable[Mapping[str, torch.Tensor]], targets: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, float]:
     """COCO's average precision of boxes: `ap` over IoU 0.5 to 0.95, `ap50` and `ap75`.
 
     Args:
-        predictions: One dictionary per image, as `post_process_object_detection` gives it: `boxes` (P, 4) as left,
+        predictions: One dictionary per image, as `post_process_object_detection` returns it: `boxes` (P, 4) as left,
             top, right, bottom in pixels, `scores` (P,), `labels` (P,). The best 100 of an image count.
-        targets: One dictionary per image, in the same order: `boxes` (T, 4), `labels` (T,), and, optionally,
-            `iscrowd` (T,), 1 for a box that holds a crowd and may be found any number of times.
+        targets: One dictionary per image, in the same order: `boxes` (T, 4), `labels` (T,), and optionally `iscrowd`
+            (T,), 1 for a box around a crowd, which may be found any number of times.
 
     Returns:
         Means over the classes that occur in the targets; 0 without predictions.
 
     Raises:
-        ValueError: Not as many predictions as targets, shapes that do not fit, values that are not finite, or no
-            target at all.
+        ValueError: The numbers of predictions and targets differ, shapes do not fit, a value is not finite, or there
+            are no targets.
     """
     # torchmetrics' MeanAveragePrecision also runs pycocotools, but needs torchvision, which is optional here
     coco, evaluator = require("pycocotools.coco").COCO, require("pycocotools.cocoeval").COCOeval
     found: list[dict[str, Any]] = []
     true: list[dict[str, Any]] = []
-    images = 0
     for images, (prediction, target) in enumerate(zip_longest(predictions, targets), start=1):
         if prediction is None or target is None:
-            raise ValueError(f"There must be as many predictions as targets; one of the two ends after {images - 1}.")
+            raise ValueError(f"There must be as many predictions as targets; one of them ends after {images - 1}.")
         found += _annotations(prediction, images, "scores", f"predictions[{images - 1}]")
-        true += _annotations(
-            {"iscrowd": [0] * len(target["labels"]), **target}, images, "iscrowd", f"targets[{images - 1}]"
-        )
+        target = {"iscrowd": [0] * len(target["labels"]), **target}
+        true += _annotations(target, images, "iscrowd", f"targets[{images - 1}]")
     if not true:
-        raise ValueError("The targets hold no box: average precision is not defined.")
+        raise ValueError("The targets hold no boxes, so average precision is not defined.")
     if not found:
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     reference = coco()
     reference.dataset = {
         "images": [{"id": image} for image in range(1, images + 1)],
         "categories": [{"id": label} for label in sorted({entry["category_id"] for entry in true})],
-        # from 1: pycocotools takes the id 0 for "not matched"
+        # from 1: pycocotools reads the id 0 as "not matched"
         "annotations": [{**entry, "id": i} for i, entry in enumerate(true, start=1)],
     }
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         reference.createIndex()
         evaluation = evaluator(reference, reference.loadRes(found), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+            step()
     return dict(zip(("ap", "ap50", "ap75"), map(float, evaluation.stats[:3]), strict=True))
 
 
 def _annotations(entry: Mapping[str, Any], image: int, extra: str, name: str) -> list[dict[str, Any]]:
-    """Boxes of one image as COCO has them: left, top, width, height; with each its value of `extra`."""
+    """Boxes of one image in COCO's form: left, top, width, height; each with its value of `extra`."""
     if missing := {"boxes", "labels", extra} - set(entry):
         raise ValueError(f"{name} has no {' and no '.join(sorted(missing))}, only {', '.join(sorted(entry))}.")
     boxes, labels, values = (torch.as_tensor(entry[key]).cpu() for key in ("boxes", "labels", extra))
@@ -398,12 +298,7 @@ def _annotations(entry: Mapping[str, Any], image: int, extra: str, name: str) ->
     key = "score" if extra == "scores" else extra
     rows = zip(boxes.tolist(), labels.tolist(), values.tolist(), strict=True)
     return [
-        {
-            "image_id": image,
-            "category_id": label,
-            "bbox": [left, top, right - left, bottom - top],
-            "area": (right - left) * (bottom - top),
-            key: value,
-        }
-        for (left, top, right, bottom), label, value in rows
-    ]
+        {"image_id": image, "category_id": label, "bbox": [x, y, right - x, bottom - y],
+         "area": (right - x) * (bottom - y), key: value}
+        for (x, y, right, bottom), label, value in rows
+    ]  # fmt: skip

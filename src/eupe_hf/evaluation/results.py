@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What an evaluation found, and the settings that its scores depend on."""
+"""Scores of an evaluation, and the settings that they depend on."""
 
 import json
 import math
@@ -14,35 +14,31 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 
+from . import correspondence, knn, vlm
 
-# The kind of task of each protocol, by the names of the Hub.
-_TASKS = {
-    "knn": "image-classification",
+
+# The Hub's pipeline tag of every protocol: of the tasks, and of what is evaluated without being one.
+_PIPELINE_TAGS = {
     **{task: task_class._pipeline_tag for task, task_class in TASK_MODELS.items()},
-    "correspondence": "keypoint-matching",
-    "yes_no": "visual-question-answering",
-    "multiple_choice": "visual-question-answering",
-    "vqa": "visual-question-answering",
-    "conversation": "image-text-to-text",
+    **knn.PIPELINE_TAGS,
+    **correspondence.PIPELINE_TAGS,
+    **vlm.PIPELINE_TAGS,
 }
-
-
-# ---- results ----
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores, and what is needed to know what they mean.
+    """Scores of a model on a data set.
 
     Args:
-        protocol: "knn", "classification", "segmentation", "depth", "correspondence", "detection", "conversation"; or a
-            task of `evaluation_vlm.py`.
+        protocol: A task ("classification", "segmentation", "depth", "detection"), "knn", "correspondence",
+            "conversation", or a kind of question ("yes_no", "multiple_choice", "vqa").
         model: Name of the model, as it was loaded.
-        dataset: Hub id of the data set, or the path it was read from.
-        split: The split that was evaluated.
-        num_examples: Images, or pairs of images, that were evaluated.
+        dataset: Hub id or path of the data set.
+        split: The evaluated split.
+        num_examples: Number of evaluated images, or pairs of images.
         metrics: Scores by name; finite numbers.
-        settings: Every choice of the protocol that the scores depend on; values that JSON has.
+        settings: Every choice that the scores depend on, as JSON values.
         dataset_config: Configuration of the data set, if it has several.
 
     Example:
@@ -67,18 +63,19 @@ class EvaluationResult:
     dataset_config: str | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in _TASKS:
-            raise ValueError(f"protocol must be one of {', '.join(_TASKS)}, got {self.protocol!r}.")
+        if self.protocol not in _PIPELINE_TAGS:
+            raise ValueError(f"protocol must be one of {', '.join(_PIPELINE_TAGS)}, got {self.protocol!r}.")
         for name, value in self.metrics.items():
             if not math.isfinite(value):
-                raise ValueError(f"The metric {name!r} is {value}: report finite numbers only.")
+                raise ValueError(f"The metric {name!r} is {value}: report finite numbers.")
 
     def eval_results(self) -> list[EvalResult]:
-        """The scores as huggingface_hub has them, one entry each: `card.data.eval_results = result.eval_results()`."""
+        """The scores for a model card, one entry each: `card.data.eval_results = result.eval_results()`."""
+        tag = _PIPELINE_TAGS[self.protocol]
         return [
             EvalResult(
-                task_type=_TASKS[self.protocol],
-                task_name=f"{_TASKS[self.protocol].replace('-', ' ')} ({self.protocol} protocol)",
+                task_type=tag,
+                task_name=f"{tag.replace('-', ' ')} ({self.protocol} protocol)",
                 dataset_type=self.dataset,
                 dataset_name=Path(self.dataset).name,
                 dataset_config=self.dataset_config,
@@ -91,11 +88,11 @@ class EvaluationResult:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and under "model-index" the block of that name in a model card's metadata."""
+        """All fields, and "model-index", the block of that name in a model card's metadata."""
         name = Path(self.model).name
         return {**asdict(self), "model-index": eval_results_to_model_index(name, self.eval_results())}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write `to_dict` as JSON; its folder is made if need be."""
+        """Write `to_dict` as JSON, and create the folder if necessary."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Questions about images: prompts from the rows of a data set, answers of a model, and their scores.
+"""Questions about images: prompts from the rows of a data set, the answers of a model, and their scores.
 
-Three kinds: "yes_no" as in POPE, "multiple_choice" as in ScienceQA and MMBench, "vqa" for short free answers.
-`examples/evaluate_vlm.py` joins them. All scores are fractions, not percent.
+There are three kinds: "yes_no" as in POPE, "multiple_choice" as in ScienceQA and MMBench, "vqa" for short free
+answers. `examples/evaluate_vlm.py` joins the parts.
 """
 
 import re
@@ -17,37 +17,23 @@ from transformers.processing_utils import ProcessorMixin
 
 
 LETTERS = "ABCDEFGHIJ"
-
-
-# what follows the question, in the words that LLaVA-1.5 was trained with
+# the text after the question, in the words that LLaVA-1.5 was trained with
 _SHORT = "Answer the question using a single word or phrase."
-
-
 SUFFIXES = {
     "yes_no": _SHORT,
     "multiple_choice": "Answer with the option's letter from the given choices directly.",
     "vqa": _SHORT,
 }
-
-
+PIPELINE_TAGS = {**dict.fromkeys(SUFFIXES, "visual-question-answering"), "conversation": "image-text-to-text"}
 _ARTICLES = {"a", "an", "the"}
-
-
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
-
-
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-
-
-# ---- questions ----
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, and what is right.
+    """A question, and its right answer.
 
     Args:
         prompt: The text beside the image.
@@ -63,17 +49,17 @@ class Question:
 def read_question(
     task: str, row: Mapping[str, Any], columns: Mapping[str, str], suffix: str | None = None
 ) -> Question:
-    r"""Make a question of a row of a data set.
+    r"""Make a question from a row of a data set.
 
     Args:
         task: "yes_no", "multiple_choice" or "vqa".
         row: The row.
-        columns: Names of the columns "question" and "answer", of "choices" where the options are a list (else they
+        columns: Names of the columns "question" and "answer", of "choices" if the options are a list (otherwise they
             are in columns A, B, C, ...), and of "hint", which may be absent or empty.
-        suffix: Follows the question, by default as in `SUFFIXES`.
+        suffix: The text after the question, by default as in `SUFFIXES`.
 
     Raises:
-        ValueError: An answer that cannot be one, or fewer than two options.
+        ValueError: The answer does not fit the task, or there are fewer than two options.
 
     Example:
 
@@ -132,9 +118,6 @@ def _right_letter(answer: Any, options: Sequence[str]) -> str:
     )
 
 
-# ---- answers ----
-
-
 @torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
@@ -144,22 +127,18 @@ def generate_answers(
     max_new_tokens: int = 16,
     by_likelihood: bool = False,
 ) -> list[str]:
-    """Answer a batch of questions, always in the same way: the likeliest token at each step.
+    """Answer a batch of questions by greedy decoding: one text per question.
 
     Args:
         model: A vision-language model, in eval mode.
         processor: Its processor, with a chat template.
         questions: The questions.
-        images: One per question; `None` where there is none.
+        images: One per question; `None` for a question without an image.
         max_new_tokens: Longest answer.
-        by_likelihood: Answer multiple choices with the likeliest of their letters, whatever else the model would
-            rather say.
-
-    Returns:
-        One text per question.
+        by_likelihood: Answer multiple choices with the likeliest of their letters.
 
     Raises:
-        ValueError: No chat template, a prompt that is too long, or letters that are not one token each.
+        ValueError: There is no chat template, a prompt is too long, or a letter is not one token.
     """
     tokenizer: Any = processor.tokenizer
     if processor.chat_template is None:
@@ -167,10 +146,10 @@ def generate_answers(
     chats = [_chat(question.prompt, image) for question, image in zip(questions, images, strict=True)]
     inputs: Any = processor.apply_chat_template(
         chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-        sanitize_control_tokens=True,  # a question that has "<image>" in its words speaks of no image
+        sanitize_control_tokens=True,  # the words "<image>" in a question do not stand for an image
         processor_kwargs={"padding": True, "padding_side": "left"},
     )  # fmt: skip
-    outputs: Any = model.generate(  # nothing that a model's own generation_config brings in makes it less than greedy
+    outputs: Any = model.generate(  # whatever the model's own generation_config says, this is greedy
         **inputs.to(model.device, model.dtype),
         max_new_tokens=1 if by_likelihood else max_new_tokens,
         do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
@@ -191,11 +170,7 @@ def _chat(prompt: str, image: PIL.Image.Image | None, answer: str | None = None)
 
 
 def letter_ids(processor: ProcessorMixin, count: int) -> list[int]:
-    """Ids of the tokens A, B, C, ... as an assistant's answer starts with them.
-
-    Raises:
-        ValueError: They are not one token each.
-    """
+    """Ids of the tokens A, B, C, ... at the start of an answer; a ValueError if one is not a single token."""
     chats = [_chat("?", None), *(_chat("?", None, letter) for letter in LETTERS[:count])]
     prompt, *answered = (
         processor.tokenizer.encode(
@@ -211,13 +186,13 @@ def letter_ids(processor: ProcessorMixin, count: int) -> list[int]:
 
 
 def parse_yes_no(text: str) -> str | None:
-    """Whichever a text says first, "yes" or "no" ("not" says no); `None` if neither."""
+    """The first of "yes" and "no" in a text ("not" counts as no); `None` if it has neither."""
     found = re.search(r"\b(yes|no|not)\b|n't\b", text.lower())
     return None if found is None else "yes" if found[0] == "yes" else "no"
 
 
 def parse_letter(text: str, options: Sequence[str]) -> str | None:
-    """Letter of the option that a text names, by letter or by the words of that option alone; `None` if neither."""
+    """The letter of the option that a text names, by letter or in words; `None` if it names none, or several."""
     letters = LETTERS[: len(options)]
     text = text.strip()
     found = re.match(rf"\(?([{letters}])(?:[).:,\n]|$)", text, flags=re.IGNORECASE)
@@ -232,10 +207,10 @@ def parse_letter(text: str, options: Sequence[str]) -> str | None:
 
 
 def normalise_answer(text: str) -> str:
-    """Text as the VQA evaluation compares it: lower case, no articles, no punctuation, numbers up to ten as digits.
+    """Normalise a text as the VQA evaluation does: lower case, no articles or punctuation, numbers to ten as digits.
 
-    Punctuation beside a space goes, other punctuation becomes a space; points stay inside numbers. Apostrophes go,
-    where the original puts them into the contractions that lack them: either way "dont" equals "don't".
+    Punctuation beside a space is removed, other punctuation becomes a space; points stay inside numbers. Apostrophes
+    are removed, where the original adds missing ones: either way "dont" equals "don't".
 
     Source: `VQAEval.processPunctuation` and `processDigitArticle` of the VQA evaluation (arXiv:1505.00468).
     """
@@ -249,11 +224,8 @@ def normalise_answer(text: str) -> str:
     return " ".join(_DIGITS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-# ---- scores ----
-
-
 def score_answer(task: str, text: str, question: Question, vqa_soft: bool = False) -> tuple[str | None, float]:
-    """What a text answers, as it is compared, and the share of a point that it gets, from 0 to 1."""
+    """The answer in a text, as it is compared, and its score from 0 to 1."""
     if task == "vqa":
         return normalise_answer(text), (soft_accuracy if vqa_soft else exact_match)(text, question.truth)
     found = parse_yes_no(text) if task == "yes_no" else parse_letter(text, question.options)
@@ -266,14 +238,14 @@ def exact_match(text: str, answers: Sequence[str]) -> float:
 
 
 def soft_accuracy(text: str, answers: Sequence[str]) -> float:
-    """Accuracy of the VQA evaluation: min(people who gave this answer / 3, 1), the mean over leaving out each of them.
+    """Accuracy of the VQA evaluation: min(people who gave this answer / 3, 1), averaged over leaving out each person.
 
     Args:
         text: The answer.
-        answers: Those of several people, ten in VQAv2 and TextVQA.
+        answers: The answers of several people, ten in VQAv2 and TextVQA.
 
     Raises:
-        ValueError: Fewer than two answers.
+        ValueError: There are fewer than two answers.
 
     Example:
 
@@ -286,16 +258,16 @@ def soft_accuracy(text: str, answers: Sequence[str]) -> float:
     ```
     """
     if len(answers) < 2:
-        raise ValueError(f"This accuracy takes the answers of several people, got {len(answers)}.")
+        raise ValueError(f"This accuracy needs the answers of several people, got {len(answers)}.")
     given = normalise_answer(text)
     same = [normalise_answer(answer) == given for answer in answers]
     return round(sum(min((sum(same) - one) / 3, 1) for one in same) / len(same), 10)
 
 
 def yes_no_metrics(found: Sequence[str | None], truth: Sequence[str]) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of "yes", share of "yes", and share of answers that are neither.
+    """Accuracy, precision, recall and F1 of "yes", the share of "yes", and the share of answers that are neither.
 
-    An answer that is neither is wrong; precision and recall are 0 where nothing is, or should be, a yes.
+    An answer that is neither is wrong. Precision is 0 without a predicted yes, recall without a true one.
 
     Example:
 

@@ -1,12 +1,15 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Global features of many images in one file, in a run that may be killed at any point and run again.
+"""Global features of many images in one file, by a run that you can kill at any point and repeat.
 
-Features go in parts of some thousand images into a hidden folder beside the output, each written at once; a run takes
-up what it finds there. The whole file is made of the parts at the end. `eupe features` is this on the command line.
+A run writes parts of some thousand images into a hidden folder beside the output, each moved into place when it is
+whole, and joins them at the end. A repeated run continues after the parts it finds. A part is a feature file like the
+output, and says in its metadata what computed it. `eupe features` is this on the command line.
 """
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,44 +32,30 @@ from eupe_hf.data.workers import hand_over
 from eupe_hf.extras import require
 from eupe_hf.staging import staged_file
 
-from .files import (
-    FORMATS,
-    fits_safetensors,
-    join_features,
-    read_metadata,
-    write_safetensors,
-)
+from .files import FeatureFile, feature_table, join_features, read_metadata, write_features
 
 
-_PART_BATCHES = 64  # batches of images to a part: what a killed run loses at most
-
-
+_PART_BATCHES = 64  # batches of images in a part: what a killed run loses at most
 _LOCK_SECONDS = 10.0  # processes that read images outlive a killed run by some seconds, and may hold its lock
 
 
 @dataclass(frozen=True)
 class FeatureSummary:
-    """What `save_features` did.
+    """What `save_features` did."""
 
-    Args:
-        count: Images with features in the file.
-        skipped: Why, by path, for images that could not be read.
-        resumed: Images whose features an earlier run had computed.
-    """
-
-    count: int
-    skipped: dict[str, str]
-    resumed: int
+    count: int  # images with features in the file
+    skipped: dict[str, str]  # paths of images that could not be read, each with the reason
+    resumed: int  # images that an earlier run had processed
 
 
 class ImageBatch(NamedTuple):
-    """Images as a model takes them.
+    """A batch of images, ready for a model.
 
     Attributes:
         paths: The images that could be read.
-        pixel_values: Those, (N, 3, H, W), as `hand_over` gives them; a list of arrays (3, H, W) where they differ in
+        pixel_values: (N, 3, H, W), as `hand_over` returns them; a list of arrays (3, H, W) where the images differ in
             size, or there are none.
-        skipped: Why, by path, for the others.
+        skipped: Paths of the other images, each with the reason.
     """
 
     paths: list[str]
@@ -75,14 +64,14 @@ class ImageBatch(NamedTuple):
 
 
 def find_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
-    """Image files, in a stable order: files as given, folders with all below them, sorted; each once.
+    """List image files, each once: files as given, and all images below folders, sorted.
 
     Args:
         sources: Files and folders. In a folder, files whose extension Pillow knows count as images.
 
     Raises:
-        FileNotFoundError: One of them is not there.
-        ValueError: A folder without images, or nothing given.
+        FileNotFoundError: A file or folder does not exist.
+        ValueError: A folder has no images, or `sources` is empty.
     """
     Image.init()
     found: dict[Path, None] = {}
@@ -98,24 +87,21 @@ def find_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
         else:
             raise FileNotFoundError(f"There is no file or folder {source}.")
     if not found:
-        raise ValueError("No images: name files or folders.")
+        raise ValueError("No images given: name files or folders.")
     return list(found)
 
 
 class ImageReader(Dataset):
-    """Image files as a model takes them, a batch at a time; what engines for large jobs call in their processes.
+    """Reads batches of image files with a model's image processor. Engines for large jobs call it in their processes.
 
-    It holds no list of files: each process that reads would in time have a copy of it.
-
-    Args:
-        processor: The model's image processor.
+    It holds no list of files, of which every process would in time have a copy.
     """
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor = processor
 
     def __getitem__(self, paths: Sequence[str]) -> ImageBatch:
-        """Read the files at these paths; those that can't be read are told in `skipped`."""
+        """Read the files at these paths; `skipped` lists those that can't be read."""
         pictures: dict[str, torch.Tensor] = {}
         skipped: dict[str, str] = {}
         for path in paths:
@@ -137,11 +123,7 @@ class ImageReader(Dataset):
 
 
 def encode_images(model: PreTrainedModel, batch: ImageBatch) -> torch.Tensor:
-    """The global features of the images of a batch: (N, C), float32, on the CPU, not normalised.
-
-    Args:
-        model: A model with `pooler_output`, for example `EupeModel`, in eval mode.
-        batch: From `ImageReader`.
+    """Compute the global features of a batch, for example with `EupeModel`: (N, C), float32, on the CPU.
 
     Raises:
         ValueError: The images differ in size.
@@ -150,10 +132,26 @@ def encode_images(model: PreTrainedModel, batch: ImageBatch) -> torch.Tensor:
         return torch.empty(0, model.config.hidden_size)
     if isinstance(batch.pixel_values, list):
         shapes = sorted({tuple(image.shape) for image in batch.pixel_values})
-        raise ValueError(f"The processor makes images of several sizes, {shapes}: give a height and width.")
+        raise ValueError(f"The processor makes images of several sizes, {shapes}: set its size to a height and width.")
     with torch.inference_mode():
         pixel_values = torch.as_tensor(batch.pixel_values).to(model.device, model.dtype)
         return model(pixel_values).pooler_output.float().cpu()
+
+
+def compute_features(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    paths: Sequence[str | os.PathLike],
+    batch_size: int = 32,
+    num_workers: int = 2,
+) -> FeatureFile:
+    """Compute global features in memory; arguments as in `save_features`. Images that can't be read are left out."""
+    names: list[str] = []
+    features: list[torch.Tensor] = []
+    for batch in _read(processor, [os.fspath(path) for path in paths], batch_size, num_workers):
+        names += batch.paths
+        features.append(encode_images(model, batch))
+    return FeatureFile(names, torch.cat(features), str(model.name_or_path))
 
 
 def save_features(
@@ -166,105 +164,92 @@ def save_features(
     strict: bool = False,
     overwrite: bool = False,
 ) -> FeatureSummary:
-    """Compute the global feature of each image and write one file; see the top of this module.
+    """Compute the global feature of each image and write them to one file.
 
-    A run that is repeated with the same arguments goes on where the last one was stopped, and gives the same file as
-    one that was not. Memory grows with the number of images by their paths alone.
+    Repeat a run that was stopped, with the same arguments, and it continues: the file is the same, bit for bit, as one
+    written without a stop. Memory grows with the number of images by their paths only.
 
     Args:
         model: A model with `pooler_output`, for example `EupeModel`, in eval mode and on the device to use.
         processor: Its image processor, which must make images of one size.
-        paths: The images; one that is named again counts once.
-        output: A `.safetensors` file (tensor `features`, paths in the metadata, of which a file takes about a million)
-            or a `.parquet` one (columns `path` and `features`; needs pyarrow, which comes with datasets).
+        paths: The images; an image named twice counts once.
+        output: The `.parquet` file to write; needs pyarrow.
         batch_size: Images per forward pass.
         num_workers: Processes that read images.
-        strict: An image that can't be read is an error, instead of being left out and counted.
-        overwrite: Begin anew, and replace a file that is there.
-
-    Returns:
-        How many features there are, and which images were left out.
+        strict: Raise an error for an image that can't be read, instead of leaving it out.
+        overwrite: Start again from the first image, and replace an existing file.
 
     Raises:
-        ImportError: `.parquet` without pyarrow.
-        OSError: Something can't be written, for example because the disk is full: mend it and repeat the run.
-        ValueError: Another extension, an output of other images or another model or of a run that is going on, paths
-            that the format can't hold, or images of several sizes; with `strict` an unreadable image.
+        ImportError: pyarrow is not installed.
+        OSError: A file can't be written, for example because the disk is full: free space and repeat the run.
+        ValueError: The output does not end in .parquet, holds features of other images or another model, or another
+            run is writing it; the images differ in size; or, with `strict`, an image can't be read.
     """
     output, files = Path(output), list(dict.fromkeys(os.fspath(Path(path)) for path in paths))
     _check_output(output, files)
     job = _describe(model, processor, files, batch_size)
-    size = batch_size * _PART_BATCHES
     with _working_folder(output) as parts:
         if overwrite:
             output.unlink(missing_ok=True)
             _discard(parts)
         if output.exists():
-            metadata = read_metadata(output)
-            if metadata.get("job") != job["digest"]:
-                raise ValueError(
-                    f"{output} holds features of other images or another model: choose another, or overwrite."
-                )
-            resumed, skipped = len(files), json.loads(metadata["skipped"])
+            resumed, skipped = len(files), _read_skipped(output, job)
         else:
-            resumed = _open_parts(parts, job, output) * size
-            batches = BatchSampler(files[resumed:], batch_size, drop_last=False)
-            reader = ImageReader(processor)
-            options: Any = {"batch_size": None, "collate_fn": _as_it_is, "num_workers": num_workers}
-            loader: Any = DataLoader(reader, sampler=batches, **options)
-            total, done = -(-len(files) // batch_size), resumed // batch_size
-            # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
-            progress = logging.tqdm(iter(loader), initial=done, total=total, desc="features")
-            _compute_parts(model, progress, parts, range(done, total), strict)
+            count = _open_parts(parts, job, output)
+            resumed = min(count * _PART_BATCHES * batch_size, len(files))
+            _compute_parts(model, _read(processor, files, batch_size, num_workers, resumed), parts, job, count, strict)
             skipped = _join(parts, output, job)
         _discard(parts)
-    return FeatureSummary(len(files) - len(skipped), skipped, min(resumed, len(files)))
+    return FeatureSummary(len(files) - len(skipped), skipped, resumed)
 
 
-def _as_it_is(batch: ImageBatch) -> ImageBatch:
-    return batch
+def _read(
+    processor: BaseImageProcessor, files: Sequence[str], batch_size: int, num_workers: int, start: int = 0
+) -> Iterator[ImageBatch]:
+    """The batches of the files from `start` on, with a progress bar over all of them."""
+    sampler = BatchSampler(files[start:], batch_size, drop_last=False)
+    options: Any = {"batch_size": None, "collate_fn": ImageBatch._make, "num_workers": num_workers}
+    loader: Any = DataLoader(ImageReader(processor), sampler=sampler, **options)
+    done, total = (math.ceil(count / batch_size) for count in (start, len(files)))
+    # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
+    return logging.tqdm(iter(loader), initial=done, total=total, desc="features")
+
+
+def _read_skipped(output: Path, job: dict[str, str]) -> dict[str, str]:
+    metadata = read_metadata(output)
+    if metadata.get("job") != job["job"]:
+        raise ValueError(
+            f"{output} holds features of other images or another model: choose another file, or overwrite it."
+        )
+    return json.loads(metadata["skipped"])
 
 
 def _check_output(output: Path, files: Sequence[str]) -> None:
     if not files:
-        raise ValueError("There are no images to compute features of: give some paths.")
-    if output.suffix not in FORMATS:
-        raise ValueError(f"The output must end in {' or '.join(FORMATS)}, got {output.name}.")
+        raise ValueError("There are no images to compute features of: name some.")
+    if output.suffix != ".parquet":
+        raise ValueError(f"The output must be a .parquet file, got {output.name}.")
     if output.is_dir():
         raise ValueError(f"The output {output} is a folder: give a file name, for example {output}/features.parquet.")
-    if output.suffix == ".parquet":
-        require("pyarrow")
-        foreign = [file for file in files if not _is_utf8(file)]
-        if foreign:
-            raise ValueError(f"{foreign[0]!r} is not UTF-8, as .parquet needs: rename it, or choose .safetensors.")
-    elif not fits_safetensors(files):
-        raise ValueError(f"A .safetensors file can't hold the paths of {len(files)} images: choose .parquet.")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, as Python keeps them
-        return False
-    return True
+    require("pyarrow")
 
 
 def _describe(
     model: PreTrainedModel, processor: BaseImageProcessor, files: Sequence[str], batch_size: int
 ) -> dict[str, str]:
-    """What a run computes; two runs with the same digest give the same file."""
+    """What a run computes, as the metadata of its files; runs with the same `job` write the same file."""
     name = str(model.name_or_path or type(model).__name__)
     digest = hashlib.sha256(json.dumps([name, str(model.dtype), processor.to_json_string(), batch_size]).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy())
     for file in files:
         digest.update(json.dumps([file, Path(file).stat().st_size]).encode())
-    return {"digest": digest.hexdigest(), "model": name}
+    return {"job": digest.hexdigest(), "model": name}
 
 
 @contextmanager
 def _working_folder(output: Path) -> Iterator[Path]:
-    """The hidden folder beside the output, for this run alone; it stays where there is something to go on with."""
+    """The hidden folder beside the output, for this run alone; it stays while a run can continue from it."""
     parts, lock = (output.with_name(f".{output.name}.{kind}") for kind in ("parts", "lock"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -273,76 +258,73 @@ def _working_folder(output: Path) -> Iterator[Path]:
                 parts.mkdir(exist_ok=True)
                 yield parts
             finally:
-                if not (parts / "job.json").is_file():
+                if not _part_file(parts, 0).is_file():
                     shutil.rmtree(parts, ignore_errors=True)
                 lock.unlink(missing_ok=True)
     except Timeout as error:
-        raise ValueError(f"Another run is writing {output}: wait for its end, or choose another output.") from error
+        raise ValueError(f"Another run is writing {output}: wait until it ends, or choose another output.") from error
     except OSError as error:
-        raise OSError(f"{output} is not finished: {error}. Mend that and repeat the run, it will go on.") from error
+        raise OSError(f"{output} is not finished: {error}. Solve that, then repeat the run to continue.") from error
 
 
 def _discard(parts: Path) -> None:
-    """Give up the parts. Without the note they count for nothing, also if this is the last thing that a run does."""
-    (parts / "job.json").unlink(missing_ok=True)
+    """Give up the parts. Without the first, the others count for nothing, even if the run is killed right here."""
+    _part_file(parts, 0).unlink(missing_ok=True)
 
 
 def _open_parts(parts: Path, job: dict[str, str], output: Path) -> int:
-    """The number of parts that an earlier run of the same job has written; whatever else it left is removed."""
-    note = parts / "job.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != job:
-        raise ValueError(
-            f"A run for {output} was stopped that had other images, another model or another batch size: repeat it as "
-            "it was, or overwrite what it left."
-        )
-    count = 0
-    while note.is_file() and _is_whole(_part_file(parts, count)):
-        count += 1
-    whole = {_part_file(parts, number).name for number in range(count)}
-    for stray in parts.iterdir():
-        if stray.name not in {*whole, note.name}:
-            stray.unlink()
-    with staged_file(note) as file:
-        file.write_text(json.dumps(job), encoding="utf-8")
-    return count
+    """Count the parts that an earlier run of the same job has written, and remove everything else."""
+    whole: set[Path] = set()
+    while (metadata := _part_metadata(part := _part_file(parts, len(whole)))) is not None:
+        if metadata["job"] != job["job"]:
+            raise ValueError(
+                f"An unfinished run for {output} used other images, another model or another batch size: repeat it as "
+                "it was, or overwrite what it left."
+            )
+        whole.add(part)
+    for stray in set(parts.iterdir()) - whole:
+        stray.unlink()
+    return len(whole)
 
 
 def _part_file(parts: Path, number: int) -> Path:
-    return parts / f"{number:06d}.safetensors"
+    return parts / f"{number:06d}.parquet"
 
 
-def _is_whole(part: Path) -> bool:
+def _part_metadata(part: Path) -> dict[str, str] | None:
     try:
-        return "skipped" in read_metadata(part)
+        return read_metadata(part)
     except (FileNotFoundError, ValueError):  # not there, or damaged, as after a power failure
-        return False
+        return None
 
 
 def _compute_parts(
-    model: PreTrainedModel, loader: Iterator[ImageBatch], parts: Path, numbers: range, strict: bool
+    model: PreTrainedModel, batches: Iterator[ImageBatch], parts: Path, job: dict[str, str], number: int, strict: bool
 ) -> None:
-    """Compute features batch by batch, and write a part when there are enough, or no more."""
-    paths: list[str] = []
-    features: list[torch.Tensor] = []
-    skipped: dict[str, str] = {}
-    for number, batch in zip(numbers, loader, strict=True):
-        if batch.skipped and strict:
-            raise ValueError(next(iter(batch.skipped.values())))
-        features.append(encode_images(model, batch))
-        paths += batch.paths
-        skipped |= batch.skipped
-        if (number + 1) % _PART_BATCHES == 0 or number == numbers[-1]:
-            with staged_file(_part_file(parts, number // _PART_BATCHES)) as file:
-                metadata = {"skipped": json.dumps(skipped)}
-                write_safetensors(file, paths, features[0].shape[1], features, metadata)
-            paths, features, skipped = [], [], {}
+    """Compute features batch by batch, and write a part, from this number on, whenever there are enough."""
+    batches = iter(batches)
+    while True:
+        paths: list[str] = []
+        features: list[torch.Tensor] = []
+        skipped: dict[str, str] = {}
+        for batch in itertools.islice(batches, _PART_BATCHES):
+            if batch.skipped and strict:
+                raise ValueError(next(iter(batch.skipped.values())))
+            features.append(encode_images(model, batch))
+            paths += batch.paths
+            skipped |= batch.skipped
+        if not features:
+            return
+        table = feature_table(paths, torch.cat(features), {**job, "skipped": json.dumps(skipped)})
+        with staged_file(_part_file(parts, number)) as file:
+            write_features(file, [table], table.schema)
+        number += 1
 
 
 def _join(parts: Path, output: Path, job: dict[str, str]) -> dict[str, str]:
-    """Make the file of its parts; gives the images that were left out."""
-    files, joined = sorted(parts.glob("*.safetensors")), parts / "joined"
+    """Join the parts into the output; returns the images that were left out."""
+    files, joined = sorted(parts.glob("*.parquet")), parts / "joined"
     skipped = {path: why for part in files for path, why in json.loads(read_metadata(part)["skipped"]).items()}
-    metadata = {"job": job["digest"], "model": job["model"], "skipped": json.dumps(skipped)}
-    join_features(files, joined, output.suffix, metadata)
+    join_features(files, joined, {**job, "skipped": json.dumps(skipped)})
     joined.replace(output)
     return skipped

@@ -1,39 +1,32 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files of global features: one row for each image. They are written part by part, read whole, and searched.
+"""Feature files: parquet, one row per image, with the columns `path` and `features`.
 
-`.safetensors`: the tensor `features`, and in the metadata `paths` as JSON. `.parquet`: the columns `path` and
-`features`; a folder of such files, as engines like Ray and datasets write them, is read as one.
+Why parquet only: pandas, DuckDB, datasets and Ray read and write it, a file holds any number of paths, and parts join
+into one in a few lines. A second format in safetensors would spare pyarrow (`pip install 'eupe-hf[eval]'`), but need a
+header of our own and hold about a million paths. Searching a folder of images needs neither a file nor pyarrow.
 """
 
-import json
 import os
-import struct
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from eupe_hf.extras import require
 
 
-FORMATS = (".safetensors", ".parquet")
-
-
-_LARGEST_HEADER = 100_000_000  # bytes; no reader of safetensors takes more
-
-
 @dataclass(frozen=True)
 class FeatureFile:
-    """Features of images, as `read_features` gives them.
+    """Features of images, as `read_features` returns them.
 
     Args:
-        paths: The images, as they were named when the file was made.
+        paths: The images, by the paths they had when their features were computed.
         features: (N, C), float32, not normalised, in the order of `paths`.
-        model: What computed them: a short name, a Hub id or a folder.
+        model: What computed them: a short name, a Hub id or a folder; empty if unknown.
     """
 
     paths: list[str]
@@ -42,133 +35,78 @@ class FeatureFile:
 
 
 def feature_table(paths: Sequence[str], features: torch.Tensor, metadata: dict[str, str] | None = None) -> Any:
-    """A pyarrow table with the columns `path` and `features`, which `read_features` reads from a `.parquet` file.
+    """A pyarrow table with the columns `path` and `features`: a row of a feature file for each image.
 
     Args:
-        paths: The images.
+        paths: The images. Where a file name is not UTF-8, the column holds bytes instead of strings.
         features: (N, C), float32.
-        metadata: What the file says beside them; `model` names what computed the features.
+        metadata: Stored with the schema; `read_features` reads `model`, the name of what computed the features.
 
     Raises:
         ImportError: pyarrow is not installed.
     """
     pyarrow = require("pyarrow")
+    names = pyarrow.array([path.encode("utf-8", "surrogateescape") for path in paths], pyarrow.binary())
+    with suppress(pyarrow.ArrowInvalid):  # parquet's strings are UTF-8, which file names need not be
+        names = names.cast(pyarrow.string())
     rows, width = features.shape
     offsets = pyarrow.array(np.arange(rows + 1, dtype=np.int32) * np.int32(width))
-    columns = [
-        pyarrow.array(paths, pyarrow.string()),
-        pyarrow.ListArray.from_arrays(offsets, features.numpy().ravel()),
-    ]
-    fields = [("path", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float32()))]
-    return pyarrow.table(columns, schema=pyarrow.schema(fields, metadata))
+    values = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(features.numpy().ravel(), pyarrow.float32()))
+    schema = pyarrow.schema([("path", names.type), ("features", values.type)], metadata)
+    return pyarrow.table([names, values], schema=schema)
 
 
-def write_parquet(
-    file: Path, chunks: Iterable[tuple[Sequence[str], torch.Tensor]], metadata: dict[str, str] | None = None
-) -> None:
-    """Write paths and features, of which the chunks are read one after the other; see `feature_table`."""
-    schema = feature_table([], torch.empty(0, 0), metadata).schema
-    # a dictionary of numbers that hardly ever repeat would cost time and memory
-    with require("pyarrow.parquet").ParquetWriter(file, schema, use_dictionary=False) as writer:
-        for paths, features in chunks:
-            writer.write_table(feature_table(paths, features, metadata))
+def write_features(file: Path, tables: Iterable[Any], schema: Any) -> None:
+    """Write tables of a schema, see `feature_table`, to a feature file, holding one of them at a time."""
+    writer = require("pyarrow.parquet").ParquetWriter
+    # Python opens the file, so that a full disk raises OSError; a dictionary of floats would cost time and memory
+    with file.open("wb") as out, writer(out, schema, use_dictionary=False) as rows:
+        for table in tables:
+            rows.write_table(table)
 
 
-def write_safetensors(
-    file: Path, paths: Sequence[str], width: int, chunks: Iterable[torch.Tensor], metadata: dict[str, str]
-) -> None:
-    """Write features (N, width), float32, of which the chunks are read one after the other.
-
-    The library's own function wants all of them in memory, and copies them.
-
-    Raises:
-        ValueError: Paths and metadata are larger than what a reader takes.
-    """
-    header = _header(paths, width, metadata)
-    if len(header) > _LARGEST_HEADER:
-        raise ValueError(
-            f"The paths of {len(paths)} images don't fit into a .safetensors file, which takes "
-            f"{_LARGEST_HEADER // 1_000_000} MB of them: choose .parquet."
-        )
-    with file.open("wb") as out:
-        out.write(struct.pack("<Q", len(header)) + header)
-        for chunk in chunks:
-            out.write(chunk.numpy().astype("<f4", copy=False).tobytes())
-
-
-def fits_safetensors(paths: Sequence[str]) -> bool:
-    """Whether one file can name so many images, with some room for what was left out."""
-    return len(_header(paths, 0, {})) < 0.9 * _LARGEST_HEADER
-
-
-def _header(paths: Sequence[str], width: int, metadata: dict[str, str]) -> bytes:
-    shape = [len(paths), width]
-    tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * len(paths) * width]}
-    described = {"__metadata__": {**metadata, "paths": json.dumps(list(paths))}, "features": tensor}
-    header = json.dumps(described).encode()
-    return header + b" " * (-len(header) % 8)  # readers map the numbers, which must lie at multiples of eight
-
-
-def join_features(parts: Sequence[Path], file: Path, suffix: str, metadata: dict[str, str]) -> None:
-    """Make one file of several `.safetensors` ones, holding the features of one of them at a time.
-
-    Args:
-        parts: Files of features, at least one.
-        file: What to write, whatever its name.
-        suffix: One of `FORMATS`.
-        metadata: What the file says beside paths and features.
-
-    Raises:
-        ValueError: See `write_safetensors`.
-    """
-    if suffix == ".parquet":
-        write_parquet(file, ((part.paths, part.features) for part in map(read_features, parts)), metadata)
-        return
-    paths = [path for part in parts for path in json.loads(read_metadata(part)["paths"])]
-    width = read_features(parts[0]).features.shape[1]
-    write_safetensors(file, paths, width, (read_features(part).features for part in parts), metadata)
+def join_features(parts: Sequence[Path], file: Path, metadata: dict[str, str]) -> None:
+    """Join feature files, at least one, into one with this metadata, holding one of them at a time."""
+    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
+    schemas = [parquet.read_schema(part) for part in parts]
+    # bytes if one of the parts has them, which strings can be made into
+    schema = next((found for found in schemas if found.field("path").type == pyarrow.binary()), schemas[0])
+    schema = schema.with_metadata(metadata)
+    write_features(file, (parquet.read_table(part).cast(schema) for part in parts), schema)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file of features says beside them.
+    """The metadata of a feature file.
 
     Raises:
-        ValueError: The file is damaged, or of another format.
+        ValueError: The file is damaged, or not parquet.
     """
-    if path.suffix == ".parquet":
-        pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
-        try:
-            found = parquet.read_schema(path).metadata or {}
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from error
-        return {key.decode(): value.decode() for key, value in found.items()}
+    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a .safetensors file: {error}") from error
+        found = parquet.read_schema(path).metadata or {}
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from error
+    return {key.decode(): value.decode() for key, value in found.items()}
 
 
 def read_features(path: str | os.PathLike) -> FeatureFile:
-    """Read what `save_features` wrote, or a folder of `.parquet` files with the columns `path` and `features`.
+    """Read a feature file, or all `.parquet` files of a folder, as Ray and `examples/features_datasets.py` write them.
 
     Raises:
-        FileNotFoundError: There is no such file, or a folder without any.
-        ImportError: `.parquet` without pyarrow.
-        ValueError: It is no file of features, or the files of a folder are of several models.
+        FileNotFoundError: There is no such file, or no `.parquet` file in the folder.
+        ImportError: pyarrow is not installed.
+        ValueError: A file does not hold features, or the files of a folder come from several models.
     """
     path = Path(path)
-    if not path.is_dir():
-        return _read_file(path)
-    files = sorted(path.glob("*.parquet"))
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"There are no .parquet files in {path}.")
     read = [_read_file(file) for file in files]
     filled = [found for found in read if found.paths] or read[:1]
-    kinds = {(found.model, found.features.shape[1]) for found in filled}
+    kinds = sorted({(found.model, found.features.shape[1]) for found in filled})
     if len(kinds) > 1:
-        told = ", ".join(f"{model or 'unknown'} (width {width})" for model, width in sorted(kinds))
-        raise ValueError(f"The files in {path} hold features of several models, {told}: compute all with one.")
+        models = ", ".join(f"{model or 'unknown'} (width {width})" for model, width in kinds)
+        raise ValueError(f"The files in {path} hold features of several models, {models}: compute all with one.")
     paths = [name for found in filled for name in found.paths]
     return FeatureFile(paths, torch.cat([found.features for found in filled]), filled[0].model)
 
@@ -176,22 +114,12 @@ def read_features(path: str | os.PathLike) -> FeatureFile:
 def _read_file(path: Path) -> FeatureFile:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    metadata = read_metadata(path)
-    if path.suffix == ".parquet":
-        return _read_parquet(path, metadata.get("model", ""))
-    with safe_open(path, framework="pt") as file:
-        if "paths" not in metadata or "features" not in set(file.keys()):
-            raise ValueError(f"{path} holds no features with paths: eupe features writes such files.")
-        return FeatureFile(json.loads(metadata["paths"]), file.get_tensor("features"), metadata.get("model", ""))
-
-
-def _read_parquet(path: Path, model: str) -> FeatureFile:
+    model = read_metadata(path).get("model", "")
     pyarrow, parquet, compute = (require(f"pyarrow{name}") for name in ("", ".parquet", ".compute"))
     try:
         schema = parquet.read_schema(path)
-        is_ours = {"path", "features"} <= set(schema.names) and hasattr(schema.field("features").type, "value_type")
-        if not is_ours:
-            raise ValueError(f"{path} has no columns path and features, lists of numbers: eupe features writes such.")
+        if not {"path", "features"} <= set(schema.names) or not hasattr(schema.field("features").type, "value_type"):
+            raise ValueError(f"{path} lacks the columns of a feature file: path, and features with lists of numbers.")
         table = parquet.read_table(path, columns=["path", "features"])
     except (pyarrow.ArrowInvalid, OSError) as error:  # pyarrow's OSErrors of damaged pages do not name the file
         raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from error
@@ -202,4 +130,5 @@ def _read_parquet(path: Path, model: str) -> FeatureFile:
         raise ValueError(f"The features in {path} have several widths, {widths}: compute all with one model.")
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["features"].chunks]
     features = torch.from_numpy(np.concatenate(values, dtype=np.float32)).view(table.num_rows, -1)
-    return FeatureFile(table["path"].to_pylist(), features, model)
+    names = table["path"].cast(pyarrow.binary()).to_pylist()
+    return FeatureFile([name.decode("utf-8", "surrogateescape") for name in names], features, model)

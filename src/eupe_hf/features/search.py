@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Images whose features are most similar to that of another."""
+"""Search by image similarity."""
 
 import torch
 from torch.nn import functional
@@ -8,12 +8,12 @@ from .files import FeatureFile
 
 
 def nearest_images(index: FeatureFile, query: torch.Tensor, count: int = 10) -> list[tuple[str, float]]:
-    """Images whose global features are most similar to one.
+    """Find the images whose global features are most similar to a query.
 
     Args:
-        index: Features of the images to look through.
-        query: (C,), by the same model.
-        count: How many at most.
+        index: Features of the images to search.
+        query: (C,), computed by the same model.
+        count: Largest number of images to return.
 
     Returns:
         Paths with their cosine similarities, the most similar first.
@@ -22,10 +22,10 @@ def nearest_images(index: FeatureFile, query: torch.Tensor, count: int = 10) -> 
         ValueError: The widths differ, or the index is empty.
     """
     if not index.paths:
-        raise ValueError("The index holds no images: none of them could be read when it was made.")
+        raise ValueError("The index holds no images: none could be read when it was made.")
     if query.shape != index.features.shape[1:]:
         raise ValueError(
-            f"The query has the shape {tuple(query.shape)}, a feature of the index {tuple(index.features.shape[1:])}: "
+            f"The query has shape {tuple(query.shape)}, a feature of the index {tuple(index.features.shape[1:])}: "
             f"compute both with one model, {index.model or 'the same'}."
         )
     similarity = functional.cosine_similarity(index.features, query[None].float().cpu())

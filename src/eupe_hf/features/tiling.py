@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Feature maps of large images, tile by tile: each tile is seen at the resolution that the encoder was trained for."""
+"""Feature maps of large images, tile by tile, each at a resolution that the encoder was trained for."""
 
 import torch
 
@@ -15,27 +15,27 @@ def tiled_feature_map(
     overlap: int | None = None,
     batch_size: int = 8,
 ) -> torch.Tensor:
-    """Feature map of the last chosen stage, of tiles that overlap, averaged where they do.
+    """Compute the last feature map of a large image in overlapping tiles, averaged where they overlap.
 
-    A larger image gives a finer map in two ways: whole, where every patch sees the whole image and the cost of
-    attention grows with the square of its area; or in tiles, where every patch sees its tile alone, and time and
-    memory grow with the area. An image no larger than a tile gives what `backbone` gives.
+    A larger image gives a finer map. Encoded whole, every patch attends to the whole image, at a cost that grows with
+    the square of its area. In tiles, every patch attends to its tile only, and time and memory grow with the area. The
+    map of an image that fits into a tile is the one that `backbone` computes.
 
     Args:
         backbone: An encoder in eval mode.
         pixel_values: (B, num_channels, H, W), normalised; sides are multiples of the encoder's stride, 16 for the
             ViTs, 32 for the ConvNeXts.
         tile: Side of the tiles in pixels, a multiple of that stride.
-        overlap: Pixels that neighbours share at least, a multiple of that stride below `tile`; `None`: half a tile,
-            rounded down to such a multiple.
+        overlap: Pixels that neighbours share at least, a multiple of that stride below `tile`; by default half a tile,
+            rounded down to a multiple.
         batch_size: Tiles per forward pass.
 
     Returns:
-        (B, C, H / stride, W / stride), float32, normed as the backbone's maps are. The stride is that of the stage:
-        a ConvNeXt's earlier stages have finer maps.
+        (B, C, H / stride, W / stride), float32, normed as the backbone's maps are. The stride is the stage's:
+        earlier stages of a ConvNeXt have finer maps.
 
     Raises:
-        ValueError: Sides, tile or overlap are no such multiples, or out of range.
+        ValueError: A side, the tile or the overlap is not a multiple of the stride, or out of range.
 
     Example:
 
@@ -60,7 +60,7 @@ def tiled_feature_map(
         )
     if tile < patch or tile % patch or overlap % patch or not 0 <= overlap < tile:
         raise ValueError(
-            f"tile must be a multiple of {patch}, and overlap 0 or a smaller one, got {tile} and {overlap}."
+            f"tile must be a multiple of {patch}, and overlap a smaller multiple or 0, got {tile} and {overlap}."
         )
     window, step = (min(tile, height), min(tile, width)), (tile - overlap, tile - overlap)
     stride = backbone.config.stage_stride(backbone.out_indices[-1])

@@ -1,28 +1,17 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of what an encoder sees in image files; `visualization` draws them."""
+"""Pictures of what an encoder sees in image files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from eupe_hf.features.tiling import tiled_feature_map
+from eupe_hf.loading import load_encoder, load_processor
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
-from eupe_hf.variants import check_source
 
-from .pictures import (
-    attention_picture,
-    heat_picture,
-    mark_patch,
-    matches_picture,
-    mutual_matches,
-    pca_rgb,
-    rgb_picture,
-    side_by_side,
-    similarity_map,
-)
+from . import pictures
 
 
 KINDS = ("pca", "similarity", "attention", "matches")
@@ -30,56 +19,56 @@ KINDS = ("pca", "similarity", "attention", "matches")
 
 def draw(
     paths: Sequence[Path],
-    kind: str,
+    output: Path,
+    *,
+    kind: str = "pca",
     model: str = "eupe-s",
     size: int = 512,
     patch: tuple[int, int] | None = None,
     layer: int = -1,
-    output: Path = Path("pictures"),
     tile: int | None = None,
+    device: str | torch.device | None = None,
 ) -> Iterator[Path]:
-    """Draw image files as an encoder sees them, one picture each.
+    """Draw what an encoder sees, one picture for each image file.
 
     Args:
         paths: The images.
+        output: Folder for the pictures.
         kind: "pca", with one set of components, so that colours agree between the images; "similarity" to one patch;
             "attention" of the class token, a map per head (ViTs); "matches" between two images.
         model: A short name, a Hub id or a folder.
-        size: Side in pixels to which images are squashed: larger gives finer maps.
+        size: Resize images to this height and width in pixels; larger gives finer maps.
         patch: Similarity: row and column of the patch, by default above the middle.
         layer: Attention: the block, from 0, or from the end.
-        output: Folder for the pictures.
-        tile: Encode in tiles of this side in pixels, that overlap by half; `None`: the image as a whole.
+        tile: Encode in tiles of this side in pixels that overlap by half; by default the image as a whole.
+        device: See `eupe_hf.loading.pick_device`.
 
     Yields:
         The pictures, as they are written.
 
     Raises:
-        OSError: The model is not to be had.
-        ValueError: An unknown kind or name of a model, an image that can't be read, matches of other than two images,
-            attention of a ConvNeXt or in tiles, a patch or a block that is not there, sizes that are no multiples of
-            the stride.
+        OSError: The model was not found.
+        ValueError: The kind, model or device is unknown; an image can't be read; "matches" got other than two images;
+            "attention" got a ConvNeXt or a tile; a patch or block does not exist; or a size is not a multiple of the
+            stride.
     """
     if kind not in KINDS:
         raise ValueError(f"The kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if kind == "matches" and len(paths) != 2:
         raise ValueError(f"Matches are drawn between two images, got {len(paths)}.")
     if kind == "attention" and tile is not None:
-        raise ValueError("Attention goes over the whole image, not over tiles: leave the tile out.")
-    check_source(model)
-    encoder = (EupeModel if kind == "attention" else EupeBackbone).from_pretrained(model).eval()
-    processor = AutoImageProcessor.from_pretrained(model)
-    options = {"size": {"height": size, "width": size}, "do_center_crop": False, "return_tensors": "pt"}
+        raise ValueError("Attention spans the whole image, not tiles: leave the tile out.")
+    encoder = load_encoder(model, device, EupeModel if kind == "attention" else EupeBackbone)
+    processor = load_processor(model, size)
     output.mkdir(parents=True, exist_ok=True)
     photographs, maps = [], []
     for path in paths:
-        (pixels,) = processor(path, **options, do_normalize=False)["pixel_values"]
-        photographs.append(rgb_picture(pixels.permute(1, 2, 0), (size, size)))
+        photographs.append(pictures.read_photograph(path, processor))
         with torch.inference_mode():
-            pixel_values = processor(path, **options)["pixel_values"]
-            maps.append(_map(encoder, pixel_values, layer, tile))
-    pictures = _pictures(kind, photographs, maps, patch)
-    for name, picture in zip(_names(paths), pictures, strict=kind != "matches"):
+            inputs = processor(path, return_tensors="pt").to(encoder.device)
+            maps.append(_map(encoder, inputs["pixel_values"], layer, tile).cpu())
+    drawn = _pictures(kind, photographs, maps, patch)
+    for name, picture in zip(_names(paths), drawn, strict=kind != "matches"):
         target = output / f"{name}-{kind}.png"
         picture.save(target)
         yield target
@@ -101,19 +90,20 @@ def _pictures(
 ) -> Iterator[Image.Image]:
     if kind == "matches":
         (first, second), grids = maps, [(one.shape[1], one.shape[2]) for one in maps]
-        yield matches_picture(photographs[0], photographs[1], mutual_matches(first, second), (grids[0], grids[1]))
+        matches = pictures.mutual_matches(first, second)
+        yield pictures.matches_picture(photographs[0], photographs[1], matches, (grids[0], grids[1]))
     elif kind == "pca":
-        for photograph, colours in zip(photographs, pca_rgb(torch.stack(maps)), strict=True):
-            yield side_by_side([photograph, rgb_picture(colours, photograph.size)])
+        for photograph, colours in zip(photographs, pictures.pca_rgb(torch.stack(maps)), strict=True):
+            yield pictures.side_by_side([photograph, pictures.rgb_picture(colours, photograph.size)])
     elif kind == "attention":
         for photograph, attention in zip(photographs, maps, strict=True):
-            yield attention_picture(attention, photograph)
+            yield pictures.attention_picture(attention, photograph)
     else:
         for photograph, features in zip(photographs, maps, strict=True):
             grid = (features.shape[1], features.shape[2])
             row, column = patch or (grid[0] // 4, grid[1] // 2)
-            heat = heat_picture(similarity_map(features, row, column), photograph)
-            yield side_by_side([mark_patch(one, row, column, grid) for one in (photograph, heat)])
+            heat = pictures.heat_picture(pictures.similarity_map(features, row, column), photograph)
+            yield pictures.side_by_side([pictures.mark_patch(one, row, column, grid) for one in (photograph, heat)])
 
 
 def _names(paths: Sequence[Path]) -> Iterator[str]:

@@ -1,8 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of what an encoder sees (principal components, similarity to a patch) and of what the heads say.
+"""Pictures of tensors: feature maps, attention, label maps, depth, boxes.
 
-Drawing is done with Pillow, which the package needs anyway; matplotlib was weighed, and would be a large dependency
-for two colour maps.
+Pillow draws them: the package needs it anyway, and matplotlib would be a large dependency for two colour maps.
 """
 
 import colorsys
@@ -14,10 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional
-from transformers.utils import ModelOutput
-
-from eupe_hf.models.configuration_eupe import EupeConfig
-from eupe_hf.models.post_processing_eupe import EupePostProcessingMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import ImageInput
 
 
 # Anchors of the heat colours, from low to high: dark blue, violet, orange, light yellow.
@@ -27,18 +24,18 @@ _HEAT = np.array([(13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (
 def pca_rgb(feature_maps: torch.Tensor) -> torch.Tensor:
     """First three principal components of patch features as colours, as in figure 4 of the paper.
 
-    Parts of an image whose features agree get the same colour. The components are found over all images of the batch
-    together, so colours agree between them.
+    Parts with similar features get similar colours. All images of the batch share one set of components, so colours
+    agree between them.
 
     Args:
         feature_maps: (B, C, H, W), for example a feature map of `EupeBackbone`. C and B * H * W at least 3.
 
     Returns:
-        (B, H, W, 3), float32 in [0, 1]: each component between its 1st and 99th percentile. The sign of a component,
-        which PCA leaves open, is chosen so that its largest loading is positive.
+        (B, H, W, 3), float32 in [0, 1]: each component between its 1st and 99th percentile, with the sign that makes
+        its largest loading positive.
 
     Raises:
-        ValueError: Not a batch of maps, or too few channels or positions for three components.
+        ValueError: `feature_maps` is not a batch of maps, or too small for three components.
     """
     if feature_maps.ndim != 4:
         raise ValueError(f"feature_maps must be (batch, channels, height, width), got {tuple(feature_maps.shape)}.")
@@ -60,18 +57,10 @@ def pca_rgb(feature_maps: torch.Tensor) -> torch.Tensor:
 
 
 def similarity_map(feature_map: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """Cosine similarity of every patch to one patch.
-
-    Args:
-        feature_map: (C, H, W), one image's map.
-        row: Row of the patch, counted in patches from the top.
-        column: Column of the patch, counted in patches from the left.
-
-    Returns:
-        (H, W), float32 in [-1, 1]; 1 at the patch itself.
+    """Cosine similarity (H, W), float32 in [-1, 1], of every patch of a feature map (C, H, W) to one patch.
 
     Raises:
-        ValueError: Not one map, or a patch outside it.
+        ValueError: `feature_map` is not one map, or the patch (from 0 at the top left) lies outside it.
     """
     if feature_map.ndim != 3:
         raise ValueError(f"feature_map must be (channels, height, width), got {tuple(feature_map.shape)}.")
@@ -83,18 +72,15 @@ def similarity_map(feature_map: torch.Tensor, row: int, column: int) -> torch.Te
 
 
 def mutual_matches(first: torch.Tensor, second: torch.Tensor, count: int = 20) -> list[tuple[int, int, int, int]]:
-    """Patches of two images that are each other's nearest, by cosine similarity.
+    """Match patches of two images that are each other's nearest, by cosine similarity.
 
     Args:
-        first: (C, H, W), a feature map of one image.
-        second: (C, h, w), of another.
-        count: How many at most: those that are most similar.
+        first: (C, H, W), the feature map of an image.
+        second: (C, h, w), the feature map of another; a ValueError if C differs.
+        count: Largest number of matches; the most similar are kept.
 
     Returns:
-        (row, column) in the first, then (row, column) in the second, the most similar first.
-
-    Raises:
-        ValueError: Not two maps of one width.
+        Row and column in the first map, then row and column in the second; the most similar first.
     """
     if first.ndim != 3 or second.ndim != 3 or len(first) != len(second):
         raise ValueError(f"The maps must be (C, H, W) with one C, got {tuple(first.shape)} and {tuple(second.shape)}.")
@@ -113,13 +99,9 @@ def matches_picture(
     matches: Sequence[tuple[int, int, int, int]],
     grids: tuple[tuple[int, int], tuple[int, int]],
 ) -> Image.Image:
-    """Two images side by side, with a line from each patch to its match.
+    """Draw two images side by side, with a line from each patch to its match, see `mutual_matches`.
 
-    Args:
-        first: One image.
-        second: The other.
-        matches: As `mutual_matches` gives them.
-        grids: Rows and columns of patches of either image.
+    `grids` holds the rows and columns of patches of each image.
     """
     sheet = side_by_side([first.convert("RGB"), second.convert("RGB")])
     draw = ImageDraw.Draw(sheet)
@@ -139,14 +121,9 @@ def _centre(image: Image.Image, row: int, column: int, grid: tuple[int, int]) ->
 
 
 def attention_picture(attention: torch.Tensor, image: Image.Image) -> Image.Image:
-    """Where each head of a block looks, as heat over the image: four heads to a row where that fits, else three.
+    """Draw the attention (heads, H, W) of one token to the patches as heat over the image, a picture for each head.
 
-    Args:
-        attention: (heads, H, W), the attention of one token to the patches.
-        image: The picture.
-
-    Raises:
-        ValueError: Not one map per head.
+    Rows hold four heads where that fits, else three.
     """
     if attention.ndim != 3:
         raise ValueError(f"attention must be (heads, height, width), got {tuple(attention.shape)}.")
@@ -159,14 +136,21 @@ def attention_picture(attention: torch.Tensor, image: Image.Image) -> Image.Imag
     return sheet
 
 
+def read_photograph(image: ImageInput, processor: BaseImageProcessor, resize: bool = True) -> Image.Image:
+    """Read an image as the model sees it: upright, 16 bits kept; without `resize` in its own size."""
+    options = {} if resize else {"do_resize": False, "do_center_crop": False}
+    (pixels,) = processor(image, **options, do_normalize=False, return_tensors="pt")["pixel_values"]
+    return rgb_picture(pixels.permute(1, 2, 0), (pixels.shape[2], pixels.shape[1]))
+
+
 def rgb_picture(colours: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """Picture of an (H, W, 3) array of colours in [0, 1], enlarged to `size` (width, height) in pixels."""
+    """Picture of (H, W, 3) colours in [0, 1], resized to `size` (width, height) in pixels."""
     array = (colours.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(array, "RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _heat_colours(values: torch.Tensor) -> np.ndarray:
-    """(H, W) values, from their lowest to their highest, as (H, W, 3) uint8 colours."""
+    """(H, W) values as (H, W, 3) uint8 colours, from the lowest to the highest."""
     values = values.detach().float().cpu()
     span = (values.max() - values.min()).clamp_min(torch.finfo(torch.float32).eps)
     position = ((values - values.min()) / span).numpy() * (len(_HEAT) - 1)
@@ -176,13 +160,13 @@ def _heat_colours(values: torch.Tensor) -> np.ndarray:
 
 
 def heat_picture(values: torch.Tensor, image: Image.Image, opacity: float = 0.7) -> Image.Image:
-    """Lay (H, W) values as heat colours over an image: the lowest dark blue, the highest yellow."""
+    """Blend (H, W) values as heat colours over an image: the lowest dark blue, the highest yellow."""
     heat = Image.fromarray(_heat_colours(values), "RGB").resize(image.size, Image.Resampling.BICUBIC)
     return Image.blend(image.convert("RGB"), heat, opacity)
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """Colour of a class, (red, green, blue) from 0 to 255: neighbours in number are far apart in hue."""
+    """Colour of a class, (red, green, blue) from 0 to 255; consecutive classes are far apart in hue."""
     golden_ratio = 0.618034
     red, green, blue = colorsys.hsv_to_rgb((0.05 + index * golden_ratio) % 1, 0.85, 0.95 if index % 2 else 0.75)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -191,19 +175,7 @@ def class_colour(index: int) -> tuple[int, int, int]:
 def segmentation_picture(
     label_map: torch.Tensor, image: Image.Image, id2label: Mapping[int, str], opacity: float = 0.55, entries: int = 12
 ) -> Image.Image:
-    """Lay a label map over an image, with a legend of its largest classes below.
-
-    Args:
-        label_map: (H, W) class ids, as `post_process_semantic_segmentation` gives them. Enlarged to the image without
-            mixing classes.
-        image: The picture.
-        id2label: Names of the classes.
-        opacity: Of the colours, 0 to 1.
-        entries: Classes in the legend, at most, by area.
-
-    Returns:
-        The picture, as wide as `image` and higher by the legend.
-    """
+    """Blend a label map (H, W) of class ids over an image, with a legend of its `entries` largest classes below."""
     labels = label_map.detach().cpu().long()
     ids, counts = labels.unique(return_counts=True)
     palette: np.ndarray = np.zeros((int(ids.max()) + 1, 3), dtype=np.uint8)
@@ -212,16 +184,11 @@ def segmentation_picture(
     colours = Image.fromarray(palette[labels.numpy()], "RGB").resize(image.size, Image.Resampling.NEAREST)
     largest = ids[counts.argsort(descending=True, stable=True)][:entries].tolist()
     legend = [(class_colour(index), str(id2label.get(index, index))) for index in largest]
-    return _above_legend(Image.blend(image.convert("RGB"), colours, opacity), legend)
+    return with_legend(Image.blend(image.convert("RGB"), colours, opacity), legend)
 
 
 def depth_picture(depth: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """Picture of a depth map with its scale in metres below: near is dark blue, far yellow.
-
-    Args:
-        depth: (H, W) in metres.
-        size: (width, height) of the map in the picture, in pixels.
-    """
+    """Draw a depth map (H, W) in metres, near dark blue, far yellow, at `size` (width, height); its scale is below."""
     colours = Image.fromarray(_heat_colours(depth), "RGB").resize(size, Image.Resampling.BICUBIC)
     width, bar = size[0], 14
     sheet = Image.new("RGB", (width, size[1] + bar + 30), "white")
@@ -236,14 +203,7 @@ def depth_picture(depth: torch.Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def boxes_picture(image: Image.Image, detections: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
-    """Draw boxes with their classes and scores.
-
-    Args:
-        image: The picture.
-        detections: One entry of what `post_process_object_detection` gives: `boxes` (n, 4) as left, top, right and
-            bottom in pixels of the picture, `labels` (n,) and `scores` (n,).
-        id2label: Names of the classes.
-    """
+    """Draw boxes with their classes and scores: one entry of what `post_process_object_detection` returns."""
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(2, round(max(picture.size) / 250))
@@ -260,67 +220,8 @@ def boxes_picture(image: Image.Image, detections: Mapping[str, Any], id2label: M
     return picture
 
 
-def prediction_picture(
-    outputs: ModelOutput,
-    image: Image.Image,
-    processor: EupePostProcessingMixin,
-    config: EupeConfig,
-    threshold: float = 0.5,
-) -> Image.Image:
-    """Picture of what a task model says about one image: classes, label map, depth map or boxes.
-
-    Args:
-        outputs: Of a task model for one image, or an entry of the `predictions` of `EupeForMultiTask`.
-        image: The picture, in its own size.
-        processor: The image processor, for its `post_process_*`.
-        config: Of the task model, for the names of the classes.
-        threshold: Boxes with lower scores are not drawn.
-
-    Raises:
-        ValueError: Outputs of more than one image, or of no task.
-    """
-    main = outputs.get("predicted_depth", outputs.get("logits"))
-    if main is None or len(main) != 1:
-        raise ValueError("prediction_picture draws the output of a task model for one image at a time.")
-    size = [(image.height, image.width)]
-    if "predicted_depth" in outputs:
-        (depth,) = processor.post_process_depth_estimation(outputs, target_sizes=size)
-        return depth_picture(depth["predicted_depth"], image.size)
-    if "pred_boxes" in outputs:
-        (detections,) = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=size)
-        return boxes_picture(image, detections, config.id2label)
-    if main.ndim == 4:
-        (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=size)
-        return segmentation_picture(label_map, image, config.id2label)
-    scores = class_scores(main[0], config)
-    ids = {name: i for i, name in config.id2label.items()}
-    entries = [(class_colour(ids[name]), f"{name} {score:.2f}") for name, score in scores.items()]
-    return _above_legend(image.convert("RGB"), entries)
-
-
-def class_scores(logits: torch.Tensor, config: EupeConfig, count: int = 5) -> dict[str, float]:
-    """The best classes of one image by name, the best first.
-
-    Args:
-        logits: (classes,).
-        config: Of the classifier: names, and whether several classes go together.
-        count: How many at most.
-
-    Returns:
-        Probabilities; of a regression, or a single class, the values as they are.
-    """
-    logits = logits.detach().float().cpu()
-    if config.problem_type == "multi_label_classification":
-        logits = logits.sigmoid()
-    elif config.problem_type != "regression" and config.num_labels > 1:
-        logits = logits.softmax(dim=0)
-    scores, classes = logits.sort(descending=True)
-    best = zip(classes.tolist()[:count], scores.tolist()[:count], strict=True)
-    return {config.id2label[i]: score for i, score in best}
-
-
-def _above_legend(picture: Image.Image, entries: list[tuple[tuple[int, int, int], str]]) -> Image.Image:
-    """A picture with rows of coloured squares and names below it."""
+def with_legend(picture: Image.Image, entries: list[tuple[tuple[int, int, int], str]]) -> Image.Image:
+    """Draw rows of coloured squares and names below a picture."""
     row, square, gap = 22, 14, 10
     measure = ImageDraw.Draw(picture)
     places: list[tuple[int, int]] = []
@@ -353,7 +254,7 @@ def mark_patch(image: Image.Image, row: int, column: int, grid: tuple[int, int])
 
 
 def side_by_side(pictures: list[Image.Image], caption: str = "") -> Image.Image:
-    """Pictures of equal height in a row, with a caption below where one is given."""
+    """Draw pictures of equal height in a row, with an optional caption below."""
     gap, footer = 8, 28 if caption else 0
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
     height = max(picture.height for picture in pictures)

@@ -1,61 +1,166 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What saved task models say about photographs: as pictures, and as plain values."""
+"""What task models predict for photographs, as pictures and as plain values."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
 from transformers.utils import ModelOutput
 
-from eupe_hf.loading import _load
+from eupe_hf.loading import load_processor, load_task_model, pick_device
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
+from eupe_hf.models.post_processing_eupe import EupePostProcessingMixin
 
-from .pictures import class_scores, prediction_picture, rgb_picture, side_by_side
+from . import pictures
+
+
+def class_scores(logits: torch.Tensor, config: EupeConfig, count: int = 5) -> dict[str, float]:
+    """The best `count` classes of one image by name, from logits (classes,), the best first.
+
+    Returns:
+        Probabilities; for a regression, or a single class, the raw values.
+    """
+    logits = logits.detach().float().cpu()
+    if config.problem_type == "multi_label_classification":
+        logits = logits.sigmoid()
+    elif config.problem_type != "regression" and config.num_labels > 1:
+        logits = logits.softmax(dim=0)
+    scores, classes = logits.sort(descending=True)
+    best = zip(classes.tolist()[:count], scores.tolist()[:count], strict=True)
+    return {config.id2label[i]: score for i, score in best}
+
+
+def _post_process(
+    outputs: ModelOutput, image: Image.Image, processor: EupePostProcessingMixin, threshold: float
+) -> tuple[str, Any]:
+    """The kind of an output ("depth", "boxes", "segments" or "scores"), and its value for an image of this size."""
+    size = [(image.height, image.width)]
+    if "predicted_depth" in outputs:
+        (found,) = processor.post_process_depth_estimation(outputs, target_sizes=size)
+        return "depth", found["predicted_depth"].float()
+    if "pred_boxes" in outputs:
+        (found,) = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=size)
+        return "boxes", found
+    if outputs["logits"].ndim == 4:
+        return "segments", processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0]
+    return "scores", outputs["logits"][0]
+
+
+def prediction_picture(
+    outputs: ModelOutput,
+    image: Image.Image,
+    processor: EupePostProcessingMixin,
+    config: EupeConfig,
+    threshold: float = 0.5,
+) -> Image.Image:
+    """Draw the prediction of a task model for one image: classes, label map, depth map or boxes.
+
+    Args:
+        outputs: Of a task model for one image, or an entry of the `predictions` of `EupeForMultiTask`.
+        image: The image, in its own size.
+        processor: The image processor, for its `post_process_*`.
+        config: Of the task model, for the names of the classes.
+        threshold: Lowest score of a box to draw.
+
+    Raises:
+        ValueError: The outputs are of several images, or not of a task model.
+    """
+    main = outputs.get("predicted_depth", outputs.get("logits"))
+    if main is None or len(main) != 1:
+        raise ValueError("prediction_picture draws the output of a task model for one image at a time.")
+    kind, found = _post_process(outputs, image, processor, threshold)
+    if kind == "depth":
+        return pictures.depth_picture(found, image.size)
+    if kind == "boxes":
+        return pictures.boxes_picture(image, found, config.id2label)
+    if kind == "segments":
+        return pictures.segmentation_picture(found, image, config.id2label)
+    ids, scores = {name: i for i, name in config.id2label.items()}, class_scores(found, config).items()
+    legend = [(pictures.class_colour(ids[name]), f"{name} {score:.2f}") for name, score in scores]
+    return pictures.with_legend(image.convert("RGB"), legend)
+
+
+@dataclass
+class Prediction:
+    """The `outputs` of one head for one `photograph`, which is upright and in its own size."""
+
+    outputs: ModelOutput
+    photograph: Image.Image
+    processor: Any
+    config: EupeConfig
+    threshold: float
+
+    def picture(self) -> Image.Image:
+        """Label map, depth map, boxes or classes, drawn in the size of the photograph."""
+        return prediction_picture(self.outputs, self.photograph, self.processor, self.config, self.threshold)
+
+    def values(self) -> dict[str, Any]:
+        """The prediction in numbers, ready for JSON.
+
+        Returns:
+            Of classes `scores` by name, the best five; of a label map `shares` of the image by name; of depth `least`,
+            `median` and `most` in metres; of boxes `boxes`, each with `label`, `score` and `box` (left, top, right,
+            bottom, in pixels of the photograph).
+        """
+        names = self.config.id2label
+        kind, found = _post_process(self.outputs, self.photograph, self.processor, self.threshold)
+        if kind == "depth":
+            return {"least": found.min().item(), "median": found.median().item(), "most": found.max().item()}
+        if kind == "boxes":
+            rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+            return {"boxes": [{"label": names[i], "score": score, "box": box} for i, score, box in rows]}
+        if kind == "segments":
+            shares = {names[i]: n / found.numel() for i, n in enumerate(found.flatten().bincount().tolist()) if n}
+            return {"shares": dict(sorted(shares.items(), key=lambda entry: -entry[1]))}
+        return {"scores": class_scores(found, self.config)}
 
 
 class Predictor:
-    """A task model, or a multi-task one, with its image processor.
+    """A task model or multi-task model with its image processor.
 
     Args:
-        name: A saved model: a folder or a Hub id; or an encoder, also by short name, with a `task`.
-        task: "classification", "segmentation", "depth" or "detection": puts a new head, with random weights, on an
-            encoder that has none.
-        size: Squash to this side in pixels; by default as the model was saved.
-        threshold: Detection: least score of a box.
+        name: A saved model or adapter: a folder or a Hub id; or an encoder, also by short name, with a `task`.
+        task: "classification", "segmentation", "depth" or "detection": puts a new head with random weights on an
+            encoder without a head.
+        size: Resize images to this height and width in pixels; by default as the model was saved.
+        threshold: Detection: lowest score of a box.
+        device: See `eupe_hf.loading.pick_device`.
 
     Attributes:
-        is_random: Whether the head is new: then predictions mean nothing.
+        is_random: Whether the head is new, so that predictions are meaningless.
 
     Raises:
-        OSError: The model is not to be had.
-        ValueError: It is none of EUPE, or an encoder without `task`.
+        OSError: The model was not found.
+        ValueError: It is not an EUPE model, or an encoder without a head and without `task`; or the device is unknown.
     """
 
-    def __init__(self, name: str, task: str | None = None, size: int | None = None, threshold: float = 0.5):
-        self.model, self.is_random = _load(name, task)
-        self.model.eval()
-        self.processor = AutoImageProcessor.from_pretrained(name)
-        self.size = {} if size is None else {"size": {"height": size, "width": size}}
-        self.threshold = threshold
-        self.name = Path(name).name
+    def __init__(
+        self,
+        name: str,
+        task: str | None = None,
+        size: int | None = None,
+        threshold: float = 0.5,
+        device: str | torch.device | None = None,
+    ):
+        model = load_task_model(name, device)
+        self.is_random = model is None
+        self.model = _with_new_head(name, task).to(pick_device(device)) if model is None else model
+        self.processor, self.threshold, self.name = load_processor(name, size), threshold, Path(name).name
 
-    def __call__(self, image: str | os.PathLike | Image.Image) -> dict[str, "Prediction"]:
-        """Predict for one image: an entry per head, by name; of a single-task model one under its task's name.
+    def __call__(self, image: str | os.PathLike | Image.Image) -> dict[str, Prediction]:
+        """Predict for one image: an entry per head by name; for a single-task model one under the name of its task.
 
         Raises:
             ValueError: The image can't be read.
         """
-        inputs = self.processor(image, **self.size, return_tensors="pt").to(self.model.device)
+        inputs = self.processor(image, return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
             outputs = self.model(**inputs)
-        # the photograph as the processor reads it, in its own size: upright, also where it has 16 bits
-        raw = self.processor(image, do_resize=False, do_center_crop=False, do_normalize=False, return_tensors="pt")
-        pixels = raw["pixel_values"][0].permute(1, 2, 0)
-        photograph = rgb_picture(pixels, (pixels.shape[1], pixels.shape[0]))
+        photograph = pictures.read_photograph(image, self.processor, resize=False)
         parts: dict[str, tuple[ModelOutput, EupeConfig]]
         if isinstance(self.model, EupeForMultiTask):
             parts = {name: (out, self.model.config.head_config(name)) for name, out in outputs.predictions.items()}
@@ -68,17 +173,10 @@ class Predictor:
         }
 
     def save_pictures(self, path: str | os.PathLike, folder: str | os.PathLike) -> list[Path]:
-        """Predict for one image file, and draw each head's result beside the photograph.
+        """Predict for an image file, and draw each head's prediction beside the photograph, as a PNG file in a folder.
 
-        Args:
-            path: The image.
-            folder: Gets the pictures, PNG files of the image's name; with several heads the head's is added.
-
-        Returns:
-            The pictures. Where weights are random, they say so.
-
-        Raises:
-            ValueError: The image can't be read.
+        Files are named after the image, and after the head where there are several. A caption says if weights are
+        random.
         """
         predictions = self(path)
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -86,51 +184,15 @@ class Predictor:
         for name, prediction in predictions.items():
             head = name if len(predictions) > 1 else ""
             caption = f"{'random weights: ' * self.is_random}{self.name} {head}".strip()
-            target = Path(folder) / f"{Path(path).stem}{'-' * bool(head)}{head}.png"
-            side_by_side([prediction.photograph, prediction.picture()], caption).save(target)
-            saved.append(target)
+            saved.append(Path(folder) / f"{Path(path).stem}{'-' * bool(head)}{head}.png")
+            pictures.side_by_side([prediction.photograph, prediction.picture()], caption).save(saved[-1])
         return saved
 
 
-class Prediction:
-    """What one head says about one photograph.
-
-    Attributes:
-        outputs: Of the head.
-        photograph: Upright, in its own size.
-    """
-
-    def __init__(
-        self, outputs: ModelOutput, photograph: Image.Image, processor: Any, config: EupeConfig, threshold: float
-    ):
-        self.outputs, self.photograph = outputs, photograph
-        self.processor, self.config, self.threshold = processor, config, threshold
-
-    def picture(self) -> Image.Image:
-        """Label map, depth map, boxes or classes, drawn in the size of the photograph."""
-        return prediction_picture(self.outputs, self.photograph, self.processor, self.config, self.threshold)
-
-    def values(self) -> dict[str, Any]:
-        """The same in numbers, ready for JSON.
-
-        Returns:
-            Of classes `scores` by name, the best five; of a label map `shares` of the image by name; of depth
-            `least`, `median` and `most`, in metres; of boxes `boxes`, each with `label`, `score` and `box` (left,
-            top, right, bottom, in pixels of the photograph).
-        """
-        outputs, processor, names = self.outputs, self.processor, self.config.id2label
-        size = [(self.photograph.height, self.photograph.width)]
-        if "predicted_depth" in outputs:
-            (found,) = processor.post_process_depth_estimation(outputs, target_sizes=size)
-            depth = found["predicted_depth"].float()
-            return {"least": depth.min().item(), "median": depth.median().item(), "most": depth.max().item()}
-        if "pred_boxes" in outputs:
-            (found,) = processor.post_process_object_detection(outputs, threshold=self.threshold, target_sizes=size)
-            rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
-            return {"boxes": [{"label": names[i], "score": score, "box": box} for i, score, box in rows]}
-        if outputs["logits"].ndim == 4:
-            (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=size)
-            counts = label_map.flatten().bincount().tolist()
-            shares = {names[i]: count / label_map.numel() for i, count in enumerate(counts) if count}
-            return {"shares": dict(sorted(shares.items(), key=lambda entry: -entry[1]))}
-        return {"scores": class_scores(outputs["logits"][0], self.config)}
+def _with_new_head(name: str, task: str | None) -> Any:
+    if task is None:
+        raise ValueError(f"{name} is an encoder without a head: choose a head to put on it, with --task.")
+    if task not in TASK_MODELS:
+        raise ValueError(f"The task must be one of {', '.join(TASK_MODELS)}, got {task!r}.")
+    torch.manual_seed(0)
+    return TASK_MODELS[task].from_pretrained(name).eval()
