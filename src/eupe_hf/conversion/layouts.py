@@ -54,8 +54,6 @@ _SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
     (r"encoder\.layers\.(\d+)\.attention\.q_proj\.weight", "eupe", "vit"),
     (r"encoder\.stages\.(\d+)\.layers\.\d+\.depthwise_conv\.weight", "eupe", "convnext"),
 )
-
-
 # A checkpoint is a published model if it has more than this share of its names and shapes; the others are reported one
 # by one. The models differ in every width, or in two thirds of the blocks.
 _SAME_MODEL = 0.9

@@ -14,7 +14,6 @@ from .splits import given_names, names_by_label
 
 logger = logging.get_logger(__name__)
 
-
 _CATEGORIES = ("category", "category_id", "label", "labels")  # keys beside `bbox` in data sets of the Hub
 _SMALLEST = 0.1  # pixels: rounding could leave nothing of a shorter side
 

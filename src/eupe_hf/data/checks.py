@@ -16,7 +16,6 @@ from .streams import Stream
 
 logger = logging.get_logger(__name__)
 
-
 _NAMED = 10  # unreadable files that a message names; it counts the others
 
 

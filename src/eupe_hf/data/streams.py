@@ -17,7 +17,6 @@ from .rows import Rows, UnreadableError, read_row, row_name
 
 logger = logging.get_logger(__name__)
 
-
 _NAMED = 10  # unreadable rows that are named; further ones are only counted
 
 

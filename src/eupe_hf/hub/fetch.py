@@ -22,7 +22,6 @@ from eupe_hf.variants import Variant, get_variant
 
 logger = logging.get_logger(__name__)
 
-
 # Arguments of `from_pretrained` that say where to look: of no use once the folder is known.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _DINOV3_TYPES = ("dinov3_vit", "dinov3_convnext")

@@ -17,8 +17,6 @@ _CONFIG = "transformers.configuration_utils:PreTrainedConfig"
 _IMAGES = "transformers.image_processing_utils:BaseImageProcessor"
 _PUSH = "transformers.utils.hub:PushToHubMixin"
 _TRAINER = "transformers.trainer:Trainer"
-
-
 # Owner, for `pkgutil.resolve_name`; names; what the package does with them; what fails without them.
 PRIVATE_NAMES = (
     # hub/

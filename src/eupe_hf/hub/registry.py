@@ -19,16 +19,12 @@ from .short_names import DISABLE_VARIABLE, install_short_names
 # of the Auto classes that do not have theirs as an attribute
 _MAPPINGS = {"AutoImageProcessor": IMAGE_PROCESSOR_MAPPING, "AutoProcessor": PROCESSOR_MAPPING}
 _IMAGE_PROCESSORS = {"torchvision": "EupeImageProcessor", "pil": "EupeImageProcessorPil"}
-
-
 _CONFIGURATIONS = {
     "eupe": "EupeConfig",
     "eupe_pyramid": "EupePyramidConfig",
     "eupe_multitask": "EupeMultiTaskConfig",
     "eupe_llava": "EupeLlavaConfig",
 }
-
-
 # What an Auto class makes of a model type.
 _CLASSES: tuple[tuple[str, str, str | dict[str, str]], ...] = (
     ("eupe", "AutoModel", "EupeModel"),

@@ -21,13 +21,9 @@ from eupe_hf.variants import VARIANTS
 
 _CARD = "README.md"
 _SEVERAL = "# Adapters for EUPE\n\nThe folders beside this card hold one adapter each, with a card of its own.\n"
-
-
 # The classes that an adapter may be for, by the name that is saved with it.
 _ENCODERS: tuple[Any, ...] = (EupeModel, EupeBackbone, EupeForMultiTask, *TASK_MODELS.values())
 MODELS = {known.__name__: known for known in (*_ENCODERS, EupeLlavaForConditionalGeneration)}
-
-
 _BUILD = """Build the {architecture} that it was trained on, then:
 
 ```python
@@ -35,8 +31,6 @@ from peft import PeftModel
 
 model = PeftModel.from_pretrained(model, "PATH")
 ```"""
-
-
 _LOAD = """```python
 import eupe_hf  # pip install 'eupe-hf[train]'
 {imports}

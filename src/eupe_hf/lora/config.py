@@ -47,8 +47,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mlp": ("up_proj", "down_proj", "pointwise_conv1", "pointwise_conv2"),
 }
 TARGETS["all"] = TARGETS["attention"] + TARGETS["mlp"]
-
-
 # What peft adapts by default: as for other ViTs, and in a ConvNeXt the pointwise layers.
 _DEFAULTS = ("q_proj", "v_proj", "pointwise_conv1", "pointwise_conv2")
 _MODEL_TYPES = ("eupe", "eupe_multitask", "eupe_pyramid")

@@ -20,8 +20,6 @@ WEIGHTS_LICENSE = {
     "license_name": "fair-noncommercial-research-license",
     "license_link": "https://github.com/facebookresearch/EUPE/blob/main/LICENSE.md",
 }
-
-
 # The defaults of each family: EUPE ViT-S and EUPE ConvNeXt-T.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {

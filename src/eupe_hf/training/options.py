@@ -20,8 +20,6 @@ from eupe_hf.data.options import InputArguments
 
 
 MODES = ("lora", "probe", "full")
-
-
 # Of all training.
 _COMMON = {
     "lr_scheduler_type": "cosine",  # the paper's evaluation protocols, and LLaVA-1.5
@@ -32,8 +30,6 @@ _COMMON = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
     "hub_strategy": "end",
 }
-
-
 # Of every recipe; a task and a mode add theirs.
 _RECIPE = {
     "eval_strategy": "epoch",

@@ -29,8 +29,6 @@ from .trainer import CardTrainer, SetEpoch
 
 
 _PROJECTOR = "multi_modal_projector"
-
-
 # Of both stages, as in the paper.
 _VLM = {
     "num_train_epochs": 1,
@@ -48,8 +46,6 @@ _VLM = {
     "rank": 128,
     "dropout": 0.05,
 }
-
-
 _STAGES = {"1": {"learning_rate": 1e-3, "batch_size": 256}, "2": {"learning_rate": 2e-5, "batch_size": 128}}
 _LORA = {"learning_rate": 2e-4, "projector_learning_rate": 2e-5}  # LLaVA-1.5's scripts/v1_5/finetune_lora.sh
 

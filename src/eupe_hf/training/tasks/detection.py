@@ -27,10 +27,7 @@ from .base import RecipeTask
 
 logger = logging.get_logger(__name__)
 
-
 _FOUND = 100  # detections of an image that count, as in COCO
-
-
 _ABSENT = -100.0  # fills up lists of boxes
 
 
