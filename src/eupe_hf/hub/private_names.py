@@ -1,9 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Every private name of transformers, peft, datasets and huggingface_hub that the package touches.
 
-Nothing promises that a private name stays. `PRIVATE_NAMES` says of each why it is used and what fails without it;
-tests/hub/test_private_names.py finds out which of them a new release has removed. Files of `models/` travel without
-this one, so they use their names themselves; `hub` uses its names through the functions below.
+Any release may remove a private name. tests/hub/test_private_names.py then says which one, and what fails. Files of
+`models/` travel without this one and use their names themselves; `hub` uses its names through the functions below.
 """
 
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 
-_AUTO = "transformers.models.auto.auto_factory"
 _MODEL = "transformers.modeling_utils:PreTrainedModel"
 _CONFIG = "transformers.configuration_utils:PreTrainedConfig"
 _IMAGES = "transformers.image_processing_utils:BaseImageProcessor"
@@ -20,8 +18,8 @@ _TRAINER = "transformers.trainer:Trainer"
 # Owner, for `pkgutil.resolve_name`; names; what the package does with them; what fails without them.
 PRIVATE_NAMES = (
     # hub/
-    (_AUTO, "_BaseAutoModelClass", "loads short names past AutoBackbone, which asks the Hub for them first",
-     "AutoBackbone.from_pretrained('eupe-s')"),
+    ("transformers.models.auto.auto_factory", "_BaseAutoModelClass", "loads short names past AutoBackbone, "
+     "which asks the Hub for them first", "AutoBackbone.from_pretrained('eupe-s')"),
     ("transformers:AutoModel", "_model_mapping", "the table of an Auto class, where classes are entered by name",
      "Auto classes do not know the package"),
     ("transformers:AutoModel._model_mapping", "_model_mapping _reverse_config_mapping", "model type to class name, "

@@ -12,9 +12,8 @@ With a peft configuration of your own, or without this package, transformers kno
 must also be a model of that class that `save_pretrained` wrote, loaded with `trust_remote_code=True`. Merged models
 have no limits: `load_peft_model(folder).merge_and_unload().save_pretrained(...)`.
 
-In train mode, patch coordinates of a ViT are scaled at random (`config.pos_embed_rescale`) whenever parameters of the
-encoder learn, an adapter's included. The encoders were trained that way, and it lets one adapter serve several image
-sizes. Set it to `None` to train at one size, or for comparable runs.
+An adapter is trained with `config.pos_embed_rescale`, as the encoders were: a ViT's patch coordinates are scaled at
+random, so that one adapter serves several image sizes. `None` turns it off, for one size or for comparable runs.
 """
 
 import re
