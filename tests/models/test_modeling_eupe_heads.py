@@ -156,7 +156,7 @@ def test_frozen_encoder_stays_as_it_is(family: str, model_class: type) -> None:
     model = model_class(tiny(family, head_dropout=0.0)).train()
     model.freeze_backbone()
     pixel_values = torch.randn(2, 3, 32, 32)
-    first, second = (model.encode(pixel_values).feature_maps[-1] for _ in range(2))
+    first, second = (model.eupe(pixel_values).feature_maps[-1] for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"head"}
     model.unfreeze_backbone()

@@ -155,8 +155,7 @@ class EupeConfig(EupeNamesMixin, BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # An older file may list the stages; they follow from the architecture, which the caller may have changed.
-        kwargs.pop("stage_names", None)
+        kwargs.pop("stage_names", None)  # of an older file: they follow from the architecture
         if self.backbone_type == "convnext" and self.pos_embed_rescale == type(self).pos_embed_rescale:
             self.pos_embed_rescale = None
         for name in _OF_THE_OTHER[self.backbone_type]:

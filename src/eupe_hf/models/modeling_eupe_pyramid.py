@@ -21,7 +21,7 @@ class EupeFeaturePyramid(nn.Module):
 
     For a ViT this is ViTDet's simple feature pyramid (arXiv 2203.16527, section 3): finer maps by transposed
     convolutions, coarser ones by max pooling, all from one map. A ConvNeXt's stages have several strides already. Maps
-    of the same stride, from layers of a ViT, are joined first. A path from coarse to fine maps is left to the decoder.
+    of the same stride, from layers of a ViT, are joined first. The decoder may add a path from coarse to fine maps.
 
     Args:
         in_channels: Width of each given map.

@@ -87,8 +87,7 @@ class EupeForSegmentation(EupeTaskModel):
         """Logits of images larger than the window, as in upstream's protocol (window 512, stride 341).
 
         The logits of each window are resized to the window and averaged where windows overlap. Images smaller than
-        the window are padded with zeros, and the padding is cut off again. Memory holds the logits of the images and
-        of one batch of windows.
+        the window are padded with zeros, and the padding is cut off again.
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised, of any size.
