@@ -166,7 +166,7 @@ def verify(
 
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance must be 0 or more, got {tolerance}.")
-    rows = conversion.verify(checkpoint, against, golden, variant, device=device)
+    rows = conversion.verify(checkpoint, against, golden=golden, variant=variant, device=device)
     result = conversion.summary(rows, tolerance)
     typer.echo(json.dumps(result) if as_json else format_table(rows, tolerance))
     if not result["is_equal"]:
