@@ -1,5 +1,5 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The `eupe` command: what it prints and writes, exit codes, and one sentence for each mistake."""
+"""The `eupe` command: what it prints and writes, exit codes, and a one-line message for bad input."""
 
 import dataclasses
 import json
@@ -24,7 +24,6 @@ from conftest import (
 from hub_server import HubServer, use_hub
 from PIL import Image
 from published import checkpoint
-from typer.main import get_command
 from typer.testing import CliRunner
 from vlm_common import make_vlm
 
@@ -60,7 +59,7 @@ def difference(*arguments: object) -> tuple[str, str]:
 
 
 def refusal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
-    """What a command says about a mistake: one line on stderr, nothing on stdout, exit code 2."""
+    """What a command says about bad input: one line on stderr, nothing on stdout, exit code 2."""
     monkeypatch.setattr(sys, "argv", ["eupe", *map(str, arguments)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -95,41 +94,6 @@ def test_every_command_explains_itself_with_an_example() -> None:
     for command in COMMANDS:
         text = " ".join(eupe(command, "--help"))
         assert f"Example: eupe {command}" in text
-
-
-def test_options_of_two_words_have_both_spellings() -> None:
-    eupe_command = get_command(cli.app)
-    found = []
-    for name, command in eupe_command.commands.items():
-        parent = eupe_command.make_context("eupe", [name], resilient_parsing=True)
-        for option in command.params:
-            for spelling in [flag for flag in (*option.opts, *option.secondary_opts) if "-" in flag.strip("-")]:
-                is_on = spelling not in option.secondary_opts
-                for written in (spelling, f"--{spelling[2:].replace('-', '_')}"):
-                    arguments = [written] if option.is_flag else [written, "7"]
-                    context = command.make_context(name, arguments, parent=parent, resilient_parsing=True)
-                    assert context.params[option.name] == (is_on if option.is_flag else 7), (name, written)
-                found.append(spelling)
-    assert sorted(found) == ["--batch-size", "--keep-projectors", "--no-force", "--no-overwrite", "--no-strict"]
-
-
-def test_what_runs_a_model_takes_a_device(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    photo, encoder, index = PHOTOS / "coffee.jpg", models / "encoder", tmp_path / "a.parquet"
-    commands = {
-        "verify": [models / "convnext", "--against", models / "convnext"],
-        "features": [photo, "--output", index, "--model", encoder, "--workers", 0],
-        "search": [photo, "--index", index],
-        "predict": [models / "parts", photo, "--json"],
-        "visualize": [photo, "--model", encoder, "--size", 64, "--output", tmp_path],
-    }
-    takers = {name for name in COMMANDS if "--device" in " ".join(eupe(name, "--help"))}
-    assert takers == set(commands)
-    for name, arguments in commands.items():
-        assert eupe(name, *arguments, "--device", "cpu")
-        told = refusal(capsys, monkeypatch, name, *arguments, "--device", "abacus")
-        assert told.startswith("eupe: The device 'abacus' is not available on this machine: choose cpu"), name
 
 
 def test_list_names_the_six() -> None:
@@ -393,7 +357,7 @@ def test_verify_compares_with_recorded_outputs(tmp_path: Path) -> None:
     assert (told["is_equal"], told["compared"]) == (True, 70) and 0 < told["max_abs_error"] < 1e-5
 
 
-# ---- mistakes ----
+# ---- bad input ----
 
 
 @pytest.mark.parametrize(
@@ -433,7 +397,7 @@ def test_verify_compares_with_recorded_outputs(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes_are_answered_by_a_sentence(
+def test_bad_input_gets_a_one_line_message(
     arguments: list[str],
     sentence: str,
     models: Path,

@@ -118,7 +118,7 @@ def test_photographs_are_read_upright_and_in_full(tmp_path: Path) -> None:
     assert open_photograph(tmp_path / "line.png").picture.size == (512, 32)
 
 
-def test_what_cannot_be_shown_is_answered_by_a_sentence(tmp_path: Path) -> None:
+def test_what_cannot_be_shown_gets_a_one_line_message(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(CHELSEA.read_bytes()[:3000])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "<b>.png").write_text("no image")
@@ -361,11 +361,11 @@ def test_page_shows_compares_and_answers(page: Any, tmp_path: Path) -> None:
     _, other = picture(page, "#encoder-1 .heat")
     assert other.getpixel((int(0.9 * 8) * 64 + 1, round(int(0.8 * 8) * 341 / 8) + 1)) > (230, 230, 230)
     assert page.locator("#encoder-0 .heat img").get_attribute("src") == moved
-    # 5. Another size is encoded anew, in whole patches.
+    # 5. Another size is encoded again, in whole patches.
     page.get_by_label("number input for Input size, pixels").fill("140")
     page.keyboard.press("Tab")
     expect(page.locator("#encoder-0 p")).to_contain_text("128 x 128 pixels (8 x 8 patches)")
-    # 6. A file that is no image is answered by a sentence, and an example helps out of it.
+    # 6. A file that is not an image gets a one-line message, and an example recovers from it.
     (tmp_path / "broken.jpg").write_bytes(CHELSEA.read_bytes()[:3000])
     page.set_input_files("#upload input[type=file]", tmp_path / "broken.jpg")
     expect(page.get_by_role("alert")).to_contain_text("broken.jpg can't be read: it is damaged or not an image.")

@@ -165,7 +165,7 @@ def test_correspondence_between_a_picture_and_itself(run: Run, models: Path, tmp
     assert "Row 1: the two images must have the same number of points" in message
 
 
-def test_bad_input_is_told_in_one_sentence(run: Run, models: Path, pictures: Path, tmp_path: Path) -> None:
+def test_bad_input_gets_a_one_line_message(run: Run, models: Path, pictures: Path, tmp_path: Path) -> None:
     def knn(model: Path | str, dataset: Path | str, *more: str | Path) -> str:
         return told(run("--protocol", "knn", "--model", model, "--dataset", dataset, *more))
 

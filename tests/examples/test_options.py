@@ -3,6 +3,7 @@
 
 import argparse
 import ast
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ SCRIPTS = sorted(
     path
     for pattern in ("examples/*.py", "examples/demo_app/*.py", "conversion/*.py", "model_cards/*.py")
     for path in ROOT.glob(pattern)
-    if "ArgumentParser" in path.read_text(encoding="utf-8")
+    if {"parse_args(", "__main__"} <= set(re.findall(r"parse_args\(|__main__", path.read_text(encoding="utf-8")))
 )
 MODEL_RUNNERS = [
     "demo_app/app", "evaluate", "features_datasets", "features_ray", "linear_probe", "multitask_inference", "predict",

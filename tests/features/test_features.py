@@ -84,7 +84,7 @@ def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monk
     assert torch.equal(found.features, expected.features)
 
 
-def test_wrong_input_is_answered_by_a_sentence(folder: Path, tmp_path: Path) -> None:
+def test_wrong_input_gets_a_one_line_message(folder: Path, tmp_path: Path) -> None:
     model, processor = model_and_processor()
     paths = find_images([folder])
     with pytest.raises(ValueError, match=r"must be a \.parquet file, got out\.csv"):

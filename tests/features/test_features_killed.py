@@ -167,7 +167,7 @@ def test_overwriting_run_that_is_killed_leaves_nothing_that_misleads(save: Save,
         cut.unlink()
 
 
-def test_damaged_part_is_computed_anew(save: Save, tmp_path: Path) -> None:
+def test_damaged_part_is_computed_again(save: Save, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
     save(whole)
     event, parts = 20, tmp_path / ".cut.parquet.parts"

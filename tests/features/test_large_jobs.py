@@ -229,7 +229,7 @@ def test_datasets_in_processes_and_shards_gives_the_same_features(job: Path, tmp
 
 
 @pytest.mark.parametrize("job", ["convnext"], indirect=True)
-def test_datasets_answers_mistakes_by_a_sentence(job: Path, tmp_path: Path) -> None:
+def test_datasets_answers_bad_input_with_one_line(job: Path, tmp_path: Path) -> None:
     command = ["--output", tmp_path / "out", "--model", job / "encoder", "--num_shards"]
     told = refusal("features_datasets.py", job / "images", *command, 100, folder=tmp_path)
     assert told == "features_datasets.py: There are 41 images: --num_shards can't be 100."
