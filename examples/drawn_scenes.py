@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from drawn_pixels import FAR, HORIZON, NEAR, Backdrop, Layout, render, visible_shares
 from PIL import Image
 
 
@@ -35,9 +36,6 @@ SHAPES = ("disc", "square", "triangle")
 PARTS = {0: "wall", 1: "floor", 2: "disc", 3: "square", 4: "triangle"}  # classes of `Scene.parts`
 SPLITS = ("train", "validation", "test", "unseen")
 SIDES = (64, 512)  # pixels, the smallest and the largest
-NEAR, FAR = 2.0, 8.0  # metres: the lower edge of the picture, and the wall
-HORIZON = 0.4  # of the picture's height
-_SAMPLES = 4  # per pixel and axis, for smooth edges
 _VISIBLE = 0.6  # share of each object that the others leave visible, at least
 
 
@@ -112,41 +110,14 @@ class Scene:
         return np.array([0, *(1 + names.index(thing.colour) for thing in self.objects)], np.uint8)[self.instances]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where one object stands, in shares of the side, so that it does not depend on the pixels."""
-
-    shape: str
-    colour: str
-    rgb: tuple[float, ...]
-    left: float
-    bottom: float
-    size: float
-    distance: float
-
-    def coverage(self, side: int) -> np.ndarray:
-        """(side, side): how many of the samples of each pixel lie inside."""
-        box = (self.left, self.bottom - self.size, self.size, self.size)
-        return _coverage(self.shape, *(value * side for value in box), side)
-
-
-@dataclass(frozen=True)
-class _Backdrop:
-    """Colours and textures of wall and floor."""
-
-    tints: np.ndarray  # (2, 3)
-    strengths: np.ndarray  # (2,)
-    patterns: tuple[tuple[int, int, int, np.ndarray], ...]  # kind, direction, cells, values
-
-
 class SceneGenerator:
     """Draws scenes and videos, each from its number alone.
 
     Args:
         side: Side of the pictures in pixels, 64 to 512.
         seed: Of the scenes; another seed gives other scenes.
-        split: "train", "validation" and "test" never show the held-out combinations of colour and shape; "unseen" shows
-            nothing else.
+        split: "train", "validation" and "test" never show the held-out combinations of colour and shape; "unseen"
+            shows nothing else.
         objects: The smallest and the largest number of objects in a scene, 0 to 6.
         fold: Which combinations are held out, see `held_out_combinations`.
         scale: Factor of the objects' sizes. At 1 and up to three objects, they take 0.12 to 0.6 of the side.
@@ -181,7 +152,7 @@ class SceneGenerator:
         fold: int = 0,
         scale: float = 1.0,
         texture: float = 1.0,
-        noise: int = 16,
+        noise: int = 8,
     ):
         checks = {
             f"side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}": SIDES[0] <= side <= SIDES[1],
@@ -242,7 +213,7 @@ class SceneGenerator:
         sequence = np.random.SeedSequence((self.seed, SPLITS.index(self.split), *key))
         return np.random.Generator(np.random.PCG64(sequence))
 
-    def _layouts(self, noise: np.random.Generator) -> list[_Layout]:
+    def _layouts(self, noise: np.random.Generator) -> list[Layout]:
         """Objects far to near, drawn until the near ones leave enough of the far ones visible."""
         count = int(noise.integers(self.objects[0], self.objects[1] + 1))
         columns = max(3, count)
@@ -253,110 +224,45 @@ class SceneGenerator:
             for foot, column, pair in zip(feet, noise.permutation(columns)[:count], chosen, strict=True):
                 centre = (column + noise.uniform(0.3, 0.7)) / columns
                 layouts.append(self._layout(noise, self.combinations[pair], foot, centre, 4 / max(4, count + 1)))
-            if all(seen >= _VISIBLE for seen in _visible_shares(layouts)):
+            if all(seen >= _VISIBLE for seen in visible_shares(layouts)):
                 return layouts
 
-    def _crossing(self, noise: np.random.Generator) -> list[_Layout]:
+    def _crossing(self, noise: np.random.Generator) -> list[Layout]:
         first = self.combinations[noise.integers(0, len(self.combinations))]
         same = [pair for pair in self.combinations if pair[0] == first[0]]
         second = same[noise.integers(0, len(same))]
         while True:  # until the near one can hide at least half of the far one
             feet = noise.uniform(0.35, 0.5), noise.uniform(0.6, 0.8)
             far, near = (self._layout(noise, *one, 0.5, 1.0) for one in zip((first, second), feet, strict=True))
-            if _visible_shares([far, near])[0] <= 0.5:
+            if visible_shares([far, near])[0] <= 0.5:
                 return [far, replace(near, rgb=far.rgb)]
 
     def _layout(
         self, noise: np.random.Generator, pair: tuple[str, str], foot: float, centre: float, room: float
-    ) -> _Layout:
+    ) -> Layout:
         distance = FAR + foot * (NEAR - FAR)
         size = min(0.9, 1.1 / distance * noise.uniform(0.8, 1.2) * self.scale * room)
         left = min(max(centre - size / 2, 0.0), 1 - size)
         light = noise.uniform(0.85, 1.05)
         rgb = tuple(light * value + noise.uniform(-10, 10) for value in COLOURS[pair[0]])
-        return _Layout(pair[1], pair[0], rgb, left, HORIZON + foot * (1 - HORIZON), size, distance)
+        return Layout(pair[1], pair[0], rgb, left, HORIZON + foot * (1 - HORIZON), size, distance)
 
-    def _backdrop(self, noise: np.random.Generator) -> _Backdrop:
+    def _backdrop(self, noise: np.random.Generator) -> Backdrop:
         """Greyish tints, so that no wall has the colour of an object."""
         tints = noise.integers(70, 190, (2, 1)) + noise.integers(-18, 19, (2, 3))
         patterns = tuple(
             (*(int(noise.integers(*ends)) for ends in ((0, 4), (0, 3), (4, 13))), noise.uniform(-1, 1, (15, 15)))
             for _ in range(2)
         )
-        return _Backdrop(tints, noise.uniform(6, 22, 2) * self.texture, patterns)
+        return Backdrop(tints, noise.uniform(6, 22, 2) * self.texture, patterns)
 
-    def _draw(
-        self, layouts: list[_Layout], backdrop: _Backdrop, index: int, noise: np.random.Generator
-    ) -> Scene:
-        side = self.side
-        horizon = round(HORIZON * side)
-        wall, floor = (
-            tint + strength * _pattern(side, *pattern)[..., None]
-            for tint, strength, pattern in zip(backdrop.tints, backdrop.strengths, backdrop.patterns, strict=True)
-        )
-        pixels = np.concatenate((wall[:horizon], floor[horizon:]))
-        for layout in layouts:  # shadows on the floor, below all objects
-            box = (layout.left - 0.05 * layout.size, layout.bottom - 0.1 * layout.size, 1.1 * layout.size, 0.2 * layout.size)
-            pixels *= 1 - 0.4 * (_coverage("disc", *(value * side for value in box), side) / _SAMPLES**2)[..., None]
-        instances = np.zeros((side, side), np.uint8)
-        depth = np.full((side, side), FAR, np.float32)
-        depth[horizon:] = (FAR + (NEAR - FAR) * np.arange(side - horizon) / (side - horizon - 1))[:, None]
-        for number, layout in enumerate(layouts, start=1):
-            inside = layout.coverage(side)
-            pixels += (inside / _SAMPLES**2)[..., None] * (np.array(layout.rgb) - pixels)
-            instances[2 * inside >= _SAMPLES**2] = number
-            depth[instances == number] = layout.distance
-        if self.noise:
-            half = self.noise // 2 + 1  # two dice: small changes are the most frequent
-            pixels = pixels + noise.integers(0, half, pixels.shape) - noise.integers(0, half, pixels.shape)
-        picture = Image.fromarray(np.floor(pixels + 0.5).clip(0, 255).astype(np.uint8))
+    def _draw(self, layouts: list[Layout], backdrop: Backdrop, index: int, noise: np.random.Generator) -> Scene:
+        pixels, instances, depth = render(layouts, backdrop, self.side, self.noise, noise)
         objects = tuple(
             SceneObject(layout.shape, layout.colour, layout.distance, _box(instances == number))
             for number, layout in enumerate(layouts, start=1)
         )
-        return Scene(picture, instances, depth, objects, index, self.combinations)
-
-
-def _coverage(shape: str, left: float, top: float, width: float, height: float, side: int) -> np.ndarray:
-    """(side, side): how many of the `_SAMPLES` x `_SAMPLES` samples of each pixel lie inside a shape."""
-    counts = np.zeros((side, side), np.int64)
-    x0, y0 = max(0, int(left)), max(0, int(top))
-    x1, y1 = min(side, int(left + width) + 1), min(side, int(top + height) + 1)
-    if x1 <= x0 or y1 <= y0:
-        return counts
-    x = (x0 + (np.arange((x1 - x0) * _SAMPLES) + 0.5) / _SAMPLES - left) / width
-    y = ((y0 + (np.arange((y1 - y0) * _SAMPLES) + 0.5) / _SAMPLES - top) / height)[:, None]
-    inside = (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
-    if shape == "disc":
-        inside &= (x - 0.5) * (x - 0.5) + (y - 0.5) * (y - 0.5) <= 0.25
-    elif shape == "triangle":
-        inside &= abs(x - 0.5) <= y / 2
-    counts[y0:y1, x0:x1] = inside.reshape(y1 - y0, _SAMPLES, x1 - x0, _SAMPLES).sum(axis=(1, 3))
-    return counts
-
-
-def _pattern(side: int, kind: int, direction: int, cells: int, values: np.ndarray) -> np.ndarray:
-    """(side, side) in [-1, 1]: plain, stripes, checks or blotches."""
-    y, x = (np.indices((side, side)) + 0.5) / side * cells
-    if kind == 0:
-        return np.zeros((side, side))
-    if kind == 1:
-        return np.floor((x, y, (x + y) / 2)[direction]) % 2 * 2 - 1
-    row, column = y.astype(int), x.astype(int)
-    if kind == 2:
-        return (row + column) % 2 * 2.0 - 1
-    y, x = y - row, x - column
-    upper = values[row, column] * (1 - x) + values[row, column + 1] * x
-    lower = values[row + 1, column] * (1 - x) + values[row + 1, column + 1] * x
-    return upper * (1 - y) + lower * y
-
-
-def _visible_shares(layouts: list[_Layout], side: int = 96) -> list[float]:
-    """Share of each object's pixels that the nearer objects leave visible."""
-    masks = [layout.coverage(side) > 0 for layout in layouts]
-    before = [np.zeros((side, side), bool), *masks[:0:-1]]
-    hidden = list(np.logical_or.accumulate(before))[::-1] if masks else []
-    return [1 - float((mask & cover).sum()) / mask.sum() for mask, cover in zip(masks, hidden, strict=True)]
+        return Scene(Image.fromarray(pixels), instances, depth, objects, index, self.combinations)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:

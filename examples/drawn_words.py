@@ -10,7 +10,7 @@
     >>> question.text, question.answer, question.sentence
     ('How many objects are there?', 'two', 'There are two objects.')
 
-Every caption is true, and every question has one answer: a question about "the disc" comes only where there is one disc.
+Every caption is true, and every question has one answer: "the disc" is asked about only where there is one disc.
 """
 
 from collections import Counter

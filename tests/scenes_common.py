@@ -11,7 +11,9 @@ sys.path.append(str(ROOT / "examples"))
 
 import drawn_scenes
 import drawn_words
+import learn_drawn_scenes
+import probes
 import save_drawn_scenes
 
 
-__all__ = ["drawn_scenes", "drawn_words", "save_drawn_scenes"]
+__all__ = ["drawn_scenes", "drawn_words", "learn_drawn_scenes", "probes", "save_drawn_scenes"]

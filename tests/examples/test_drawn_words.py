@@ -43,7 +43,9 @@ def test_captions_are_true(scenes: list[Scene]) -> None:
     seen: Counter[str] = Counter()
     for scene in scenes:
         for caption in drawn_words.captions(scene):
-            if found := re.fullmatch(rf"(?:an? |The ){PAIR} (?:to the left|is left) of (?:an?|the) {PAIR}\.?", caption):
+            if found := re.fullmatch(
+                rf"(?:an? |The ){PAIR} (?:to the left|is left) of (?:an?|the) {PAIR}\.?", caption
+            ):
                 first, second = (named(scene, name) for name in found.groups())
                 assert middle(first) < middle(second)
                 seen["side"] += 1
