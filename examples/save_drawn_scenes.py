@@ -9,7 +9,8 @@ The folder then has, for each split:
 - `SPLIT.json`: COCO's boxes, for detection;
 - `SPLIT-captions.jsonl`: an image and its captions a line;
 - `SPLIT-conversations.json`: questions and answers as LLaVA's JSON, for a VLM;
-- `classes/SPLIT/NAME`: scenes with one object, in class folders by colour and shape.
+- `classes/SPLIT/NAME`: scenes with one object, in class folders by colour and shape;
+- `video-SPLIT`: `frames` and `masks` of two objects of one colour that cross.
 """
 
 import argparse
@@ -104,6 +105,15 @@ def save_conversations(scenes: Iterable[Scene], file: Path, images: str, turns: 
     file.write_text(json.dumps(records))
 
 
+def save_video(frames: Iterable[Scene], folder: Path) -> None:
+    """Save `frames/00000.png` and `masks/00000.png`, where each object has the same number in every frame."""
+    for name in ("frames", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(frames):
+        frame.picture.save(folder / "frames" / f"{number:05}.png")
+        Image.fromarray(frame.instances).save(folder / "masks" / f"{number:05}.png")
+
+
 def main() -> None:
     """Draw each split and save it in every form."""
     arguments = parse_arguments()
@@ -121,6 +131,7 @@ def main() -> None:
         save_conversations(scenes, arguments.output / f"{split}-conversations.json", images, seed=arguments.seed)
         classes = arguments.output / "classes" / split
         save_class_folders(single.scenes(arguments.count), classes, lambda scene: scene.objects[0].name)
+        save_video(generator.video(0, crossing=True), arguments.output / f"video-{split}")
         print(f"Saved {arguments.count} scenes of the split {split} in {arguments.output}")
 
 

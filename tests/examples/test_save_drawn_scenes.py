@@ -84,3 +84,11 @@ def test_conversations_are_read_as_llava_writes_them(saved: Path) -> None:
             assert said["content"][0]["text"] == (question.answer if is_brief else question.sentence)
             brief += is_brief
     assert 4 < brief < 20
+
+
+def test_videos_are_frames_and_masks(saved: Path) -> None:
+    frames = drawn_scenes.SceneGenerator(64).video(0, crossing=True)
+    for name, values in (("frames", np.asarray(frames[30].picture)), ("masks", frames[30].instances)):
+        files = sorted((saved / "video-train" / name).iterdir())
+        assert len(files) == len(frames) == 40
+        np.testing.assert_array_equal(np.asarray(Image.open(files[30])), values)
