@@ -30,6 +30,8 @@ SIDE = 96  # pixels, in training
 SHOWN = 384  # pixels, in the pictures that are saved
 COUNTS = {0: "one", 1: "two", 2: "three"}
 PAINTS = {0: "background", **dict(enumerate(COLOURS, start=1))}
+IGNORED = 255  # label of pixels that do not count
+GREY = 0.25  # share of the pictures without colour in training: so that no shape is known by the colours it never has
 CELLS = 8  # per side, of the grid that teaches the encoder where a patch is
 
 
@@ -72,40 +74,56 @@ def make_model(backbone: str) -> EupeForMultiTask:
             "detection_strides": strides,
             "loss_weight": 0.5,
         },
-        "cells": {"task": "segmentation", "id2label": cells, "out_indices": [last], "loss_weight": 0.5},
+        "cells": {"task": "segmentation", "id2label": cells, "out_indices": [last]},
+        "shapes": {"task": "segmentation", "id2label": dict(enumerate(SHAPES)), "out_indices": [last]},
     }
     return EupeForMultiTask(EupeMultiTaskConfig(encoder_config=encoder, heads=heads))
 
 
-def make_labels(scenes: list[Scene]) -> dict[str, object]:
-    """Labels by head, as `EupeForMultiTask` takes them; the linear heads on the last layer get coarse maps."""
-    boxes = []
+def make_labels(scenes: list[Scene], is_grey: np.ndarray, noise: np.random.Generator) -> dict[str, object]:
+    """Labels by head, as `EupeForMultiTask` takes them; 255 marks pixels without a label.
+
+    Grey pictures have no colours. "shapes" are labels of four pixels of each object, so that small objects count as
+    much as large ones.
+    """
+    boxes, shapes = [], np.full((len(scenes), SIDE, SIDE), IGNORED)
     for scene in scenes:
         corners = torch.tensor([thing.box for thing in scene.objects], dtype=torch.float32) / SIDE
         centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
         kinds = torch.tensor([thing.label for thing in scene.objects])
         boxes.append({"class_labels": kinds, "boxes": torch.cat((centre, size), dim=1)})
+        for number, thing in enumerate(scene.objects, start=1):
+            pixels = noise.permutation(np.argwhere(scene.instances == number))[:4]
+            shapes[len(boxes) - 1, pixels[:, 0], pixels[:, 1]] = thing.label
+    colours = np.stack([scene.colours[2::4, 2::4] for scene in scenes]).astype(int)
+    colours[is_grey] = IGNORED
     row = torch.arange(3 * CELLS) // 3
     return {
         "count": torch.tensor([len(scene.objects) - 1 for scene in scenes]),
         "parts": torch.from_numpy(np.stack([scene.parts for scene in scenes])).long(),
-        "colours": torch.from_numpy(np.stack([scene.colours[2::4, 2::4] for scene in scenes])).long(),
+        "colours": torch.from_numpy(colours),
         "depth": torch.from_numpy(np.stack([scene.depth for scene in scenes])),
         "objects": boxes,
         "cells": (row[:, None] * CELLS + row).expand(len(scenes), -1, -1),
+        "shapes": torch.from_numpy(shapes),
     }
 
 
 def train(model: EupeForMultiTask, processor: EupeImageProcessor, steps: int) -> None:
     """AdamW on the sum of the losses, each step on 16 new scenes; one cycle of the learning rate."""
-    generator, start = SceneGenerator(SIDE, seed=0, split="train"), time.perf_counter()
+    generator, noise, start = SceneGenerator(SIDE), np.random.default_rng(0), time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     model.train()
     for step in range(1, steps + 1):
         scenes = [*generator.scenes(16, start=16 * step)]
-        inputs = processor([scene.picture for scene in scenes], return_tensors="pt")
-        loss = model(**inputs, labels=make_labels(scenes)).loss
+        is_grey = noise.random(16) < GREY
+        pictures = [
+            scene.picture.convert("L").convert("RGB") if grey else scene.picture
+            for scene, grey in zip(scenes, is_grey, strict=True)
+        ]
+        inputs = processor(pictures, return_tensors="pt")
+        loss = model(**inputs, labels=make_labels(scenes, is_grey, noise)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,9 +193,10 @@ def main() -> None:
     processor = EupeImageProcessor(size={"height": SIDE, "width": SIDE})
     model = make_model(arguments.backbone)
 
-    # 2. Train, and drop the head that only taught the encoder
+    # 2. Train, and drop the heads that only taught the encoder
     train(model, processor, arguments.steps)
     model.remove_head("cells")
+    model.remove_head("shapes")
     model.eval()
 
     # 3. Save

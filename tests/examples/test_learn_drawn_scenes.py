@@ -29,7 +29,8 @@ def learn(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Non
 
 def test_labels_are_what_the_heads_take() -> None:
     scenes = [*drawn_scenes.SceneGenerator(learn_drawn_scenes.SIDE, seed=3).scenes(8)]
-    labels = learn_drawn_scenes.make_labels(scenes)
+    is_grey = np.arange(8) == 5
+    labels = learn_drawn_scenes.make_labels(scenes, is_grey, np.random.default_rng(0))
     thing = scenes[0].objects[0]
     left, top, right, bottom = thing.box
     expected = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / learn_drawn_scenes.SIDE
@@ -40,7 +41,14 @@ def test_labels_are_what_the_heads_take() -> None:
     np.testing.assert_array_equal(labels["depth"], np.stack([scene.depth for scene in scenes]))
     coarse, full = labels["colours"].numpy(), np.stack([scene.colours for scene in scenes])
     assert coarse.shape == (8, 24, 24)
-    assert (coarse[:, 5, 7] == full[:, 22, 30]).all() and coarse.any()
+    assert (coarse[5] == 255).all()  # a grey picture has no colours
+    np.testing.assert_array_equal(coarse[~is_grey], full[~is_grey][:, 2::4, 2::4])
+    shapes = labels["shapes"].numpy()
+    for scene, points in zip(scenes, shapes, strict=True):
+        for number, thing in enumerate(scene.objects, start=1):
+            inside = points[scene.instances == number]
+            assert sorted(inside)[:5] == [thing.label] * 4 + [255]  # four pixels of each object
+        assert (points[scene.instances == 0] == 255).all()
     names = learn_drawn_scenes.make_model("vit").config.head_config("cells").id2label
     assert names[int(labels["cells"][0, 23, 0])] == "row 7, column 0"
 
