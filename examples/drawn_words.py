@@ -124,7 +124,7 @@ def questions(scene: Scene) -> list[Question]:
     """Every question about a scene, in every phrasing of its kind.
 
     "Is there" asks for each name in the scene and for as many that are not there but could be: never for combinations
-    of colour and shape that the split of the scene holds out.
+    of colour and shape that the split of the scene holds out. A scene that shows all there could be is not asked.
     """
     return [
         Question(kind, number, form.format(**words), answer, SENTENCES[ending].format(**words))
@@ -154,7 +154,7 @@ def _facts(scene: Scene) -> Iterator[tuple[str, str, str, dict[str, str]]]:
         if colours[thing.colour] == 1:
             yield "shape", "shape", thing.shape, words
     absent = [f"{colour} {shape}" for colour, shape in scene.combinations if f"{colour} {shape}" not in names]
-    for place, name in enumerate(names):
+    for place, name in enumerate(names if absent else ()):
         yield "exists", "yes", "yes", {"one": _one(name)}
         other = absent[(5 * scene.index + place) % len(absent)]
         yield "exists", "no", "no", {"one": _one(other), "name": other}
