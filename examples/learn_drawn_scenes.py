@@ -22,7 +22,6 @@ from drawn_scenes import COLOURS, PARTS, SHAPES, Scene, SceneGenerator
 from PIL import Image
 
 from eupe_hf import EupeConfig, EupeForMultiTask, EupeImageProcessor, EupeMultiTaskConfig
-from eupe_hf.evaluation import ClassificationMetrics, DepthMetrics, SegmentationMetrics, average_precision
 from eupe_hf.visualization import prediction_picture, side_by_side
 
 
@@ -30,8 +29,8 @@ SIDE = 96  # pixels, in training
 SHOWN = 384  # pixels, in the pictures that are saved
 COUNTS = {0: "one", 1: "two", 2: "three"}
 PAINTS = {0: "background", **dict(enumerate(COLOURS, start=1))}
-IGNORED = 255  # label of pixels that do not count
-GREY = 0.25  # share of the pictures without colour in training: so that no shape is known by the colours it never has
+IGNORED = 255  # the label of pixels that do not count
+GREY = 0.25  # share of the pictures without colours in training, so that shapes are learned without their colours
 CELLS = 8  # per side, of the grid that teaches the encoder where a patch is
 
 
@@ -60,23 +59,18 @@ def make_model(backbone: str) -> EupeForMultiTask:
     encoder = EupeConfig(**family, image_size=SIDE, layerscale_value=0.5)
     last = encoder.num_stages
     stages = [1, 2, 3] if backbone == "convnext" else [2, last]
-    strides = [encoder.patch_size // 2, encoder.patch_size] if backbone == "convnext" else [8, 16]
+    kinds = dict(enumerate(SHAPES))
     cells = {i: f"row {i // CELLS}, column {i % CELLS}" for i in range(CELLS**2)}
     heads = {
         "count": {"task": "classification", "id2label": COUNTS, "classify_patch_mean": True},
         "parts": {"task": "segmentation", "id2label": PARTS, "out_indices": stages, "loss_weight": 2.0},
         "colours": {"task": "segmentation", "id2label": PAINTS, "out_indices": [last]},
         "depth": {"task": "depth", "out_indices": stages, "min_depth": 1.0, "max_depth": 9.0, "num_depth_bins": 64},
-        "objects": {
-            "task": "detection",
-            "id2label": dict(enumerate(SHAPES)),
-            "detection_hidden_size": 48,
-            "detection_strides": strides,
-            "loss_weight": 0.5,
-        },
+        "objects": {"task": "detection", "id2label": kinds, "detection_hidden_size": 48, "loss_weight": 0.5},
         "cells": {"task": "segmentation", "id2label": cells, "out_indices": [last]},
-        "shapes": {"task": "segmentation", "id2label": dict(enumerate(SHAPES)), "out_indices": [last]},
+        "shapes": {"task": "segmentation", "id2label": kinds, "out_indices": [last]},
     }
+    heads["objects"]["detection_strides"] = [8, 16]
     return EupeForMultiTask(EupeMultiTaskConfig(encoder_config=encoder, heads=heads))
 
 
@@ -118,10 +112,9 @@ def train(model: EupeForMultiTask, processor: EupeImageProcessor, steps: int) ->
     for step in range(1, steps + 1):
         scenes = [*generator.scenes(16, start=16 * step)]
         is_grey = noise.random(16) < GREY
-        pictures = [
-            scene.picture.convert("L").convert("RGB") if grey else scene.picture
-            for scene, grey in zip(scenes, is_grey, strict=True)
-        ]
+        pictures = [scene.picture for scene in scenes]
+        for i in np.flatnonzero(is_grey):
+            pictures[i] = pictures[i].convert("L").convert("RGB")
         inputs = processor(pictures, return_tensors="pt")
         loss = model(**inputs, labels=make_labels(scenes, is_grey, noise)).loss
         optimizer.zero_grad()
@@ -131,32 +124,6 @@ def train(model: EupeForMultiTask, processor: EupeImageProcessor, steps: int) ->
         schedule.step()
         if step % 50 == 0 or step == steps:
             print(f"step {step} of {steps}: loss {loss.item():.3f}, {time.perf_counter() - start:.0f} s", flush=True)
-
-
-@torch.inference_mode()
-def measure(model: EupeForMultiTask, processor: EupeImageProcessor, count: int = 200) -> dict[str, float]:
-    """Scores on scenes that were not trained on."""
-    counts, depth = ClassificationMetrics(len(COUNTS)), DepthMetrics()
-    maps = {"parts": SegmentationMetrics(len(PARTS)), "colours": SegmentationMetrics(len(PAINTS))}
-    found, true, size = [], [], [(SIDE, SIDE)]
-    for scene in SceneGenerator(SIDE, split="test").scenes(count):
-        predictions = model(**processor(scene.picture, return_tensors="pt")).predictions
-        counts.update(predictions["count"].logits.argmax(dim=1), torch.tensor([len(scene.objects) - 1]))
-        for name, metrics in maps.items():
-            (labels,) = processor.post_process_semantic_segmentation(predictions[name], target_sizes=size)
-            metrics.update(labels, torch.from_numpy(getattr(scene, name)).long())
-        (metres,) = processor.post_process_depth_estimation(predictions["depth"], target_sizes=size)
-        depth.update(metres["predicted_depth"], torch.from_numpy(scene.depth))
-        found += processor.post_process_object_detection(predictions["objects"], threshold=0.01, target_sizes=size)
-        boxes = torch.tensor([thing.box for thing in scene.objects], dtype=torch.float32)
-        true.append({"boxes": boxes, "labels": torch.tensor([thing.label for thing in scene.objects])})
-    return {
-        "accuracy of the count": counts.compute()["accuracy"],
-        "mean IoU of the parts": maps["parts"].compute()["mean_iou"],
-        "mean IoU of the colours": maps["colours"].compute()["mean_iou"],
-        "RMSE of the depth in metres": depth.compute()["rmse"],
-        "AP50 of the objects": average_precision(found, true)["ap50"],
-    }
 
 
 @torch.inference_mode()
@@ -172,31 +139,28 @@ def draw_results(model: EupeForMultiTask, processor: EupeImageProcessor, folder:
         (ids,) = processor.post_process_semantic_segmentation(predictions["colours"], target_sizes=[(SHOWN, SHOWN)])
         upper = side_by_side([scene.picture, drawn["count"], drawn["objects"]])
         lower = side_by_side([drawn["parts"], Image.fromarray(paints[ids.numpy()]), drawn["depth"]])
-        sheet = Image.new("RGB", (upper.width, upper.height + lower.height), "white")
-        sheet.paste(upper, (0, 0))
-        sheet.paste(lower, (0, upper.height))
         scene.picture.save(folder / f"scene-{i}.png")
-        sheet.save(folder / f"results-{i}.png")
+        Image.fromarray(np.concatenate((upper, lower))).save(folder / f"results-{i}.png")
         print(f"Saved {folder / f'results-{i}.png'}")
 
 
 def main() -> None:
     """Make, train, save, measure, probe, draw."""
     arguments = parse_arguments()
-    needed = {"pycocotools": "pycocotools", "sklearn": "scikit-learn", "torchmetrics": "torchmetrics"}
-    if missing := [name for module, name in needed.items() if importlib.util.find_spec(module) is None]:
+    needed = ("pycocotools", "sklearn", "torchmetrics")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         sys.exit(f"learn_drawn_scenes.py: this needs {' and '.join(missing)}: pip install 'eupe-hf[eval]'.")
-    from probes import probe, report  # needs scikit-learn
+    from probes import measure, probe, report  # needs scikit-learn
 
-    torch.manual_seed(0)
     # 1. Make
+    torch.manual_seed(0)
     processor = EupeImageProcessor(size={"height": SIDE, "width": SIDE})
     model = make_model(arguments.backbone)
 
     # 2. Train, and drop the heads that only taught the encoder
     train(model, processor, arguments.steps)
-    model.remove_head("cells")
-    model.remove_head("shapes")
+    for name in ("cells", "shapes"):
+        model.remove_head(name)
     model.eval()
 
     # 3. Save

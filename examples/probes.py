@@ -29,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
 from eupe_hf import EupeBackbone, EupeForMultiTask, EupeImageProcessor
+from eupe_hf.evaluation import ClassificationMetrics, DepthMetrics, SegmentationMetrics, average_precision
 
 
 TOLERANCE = 0.05  # of the side
@@ -119,10 +120,38 @@ def report(shares: dict[str, dict[str, float]]) -> str:
     return "\n".join(["linear probes   seen  unseen", *rows])
 
 
+@torch.inference_mode()
+def measure(
+    model: EupeForMultiTask, processor: EupeImageProcessor, side: int = 96, count: int = 200
+) -> dict[str, float]:
+    """Scores of the heads of `learn_drawn_scenes.py` on scenes of the split "test"."""
+    labels = {name: model.config.head_config(name).num_labels for name in ("count", "parts", "colours")}
+    counts, depth = ClassificationMetrics(labels["count"]), DepthMetrics()
+    maps = {name: SegmentationMetrics(labels[name]) for name in ("parts", "colours")}
+    found, true, size = [], [], [(side, side)]
+    for scene in SceneGenerator(side, split="test").scenes(count):
+        predictions = model(**processor(scene.picture, return_tensors="pt")).predictions
+        counts.update(predictions["count"].logits.argmax(dim=1), torch.tensor([len(scene.objects) - 1]))
+        for name, metrics in maps.items():
+            (predicted,) = processor.post_process_semantic_segmentation(predictions[name], target_sizes=size)
+            metrics.update(predicted, torch.from_numpy(getattr(scene, name)).long())
+        (metres,) = processor.post_process_depth_estimation(predictions["depth"], target_sizes=size)
+        depth.update(metres["predicted_depth"], torch.from_numpy(scene.depth))
+        found += processor.post_process_object_detection(predictions["objects"], threshold=0.01, target_sizes=size)
+        boxes = torch.tensor([thing.box for thing in scene.objects], dtype=torch.float32)
+        true.append({"boxes": boxes, "labels": torch.tensor([thing.label for thing in scene.objects])})
+    return {
+        "accuracy of the count": counts.compute()["accuracy"],
+        "mean IoU of the parts": maps["parts"].compute()["mean_iou"],
+        "mean IoU of the colours": maps["colours"].compute()["mean_iou"],
+        "RMSE of the depth in metres": depth.compute()["rmse"],
+        "AP50 of the objects": average_precision(found, true)["ap50"],
+    }
+
+
 def main() -> None:
     """Load, probe, print."""
     arguments = parse_arguments()
-    torch.manual_seed(0)
     try:
         backbone = EupeForMultiTask.from_pretrained(arguments.model).eupe
     except ValueError:  # not a model with several heads

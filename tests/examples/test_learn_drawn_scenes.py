@@ -20,8 +20,8 @@ from eupe_hf.visualization.predictions import Predictor
 
 def learn(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Run the script as a user does, but measure on few scenes."""
-    measured, probed = learn_drawn_scenes.measure, probes.probe
-    monkeypatch.setattr(learn_drawn_scenes, "measure", lambda *a: measured(*a, count=12))
+    measured, probed = probes.measure, probes.probe
+    monkeypatch.setattr(probes, "measure", lambda *a: measured(*a, count=12))
     monkeypatch.setattr(probes, "probe", lambda *a: probed(*a, counts=(40, 20)))
     monkeypatch.setattr(sys, "argv", ["learn_drawn_scenes.py", "--output", str(folder), *arguments])
     learn_drawn_scenes.main()
