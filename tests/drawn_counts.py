@@ -1,5 +1,9 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the tests of the VLM scripts share: pictures of squares to count, a tiny encoder and language model."""
+"""What the tests of the VLM scripts share: pictures of squares to count, a tiny encoder and language model.
+
+They are not the scenes of `examples/drawn_scenes.py`. Each square fills one patch of the encoder, so a language model
+of a few words learns to count them within a test; the tests' bars were measured on these pictures.
+"""
 
 import json
 from pathlib import Path
@@ -45,7 +49,7 @@ def save_language_model(folder: Path, context: int) -> None:
 
 
 def draw(noise: np.random.Generator, count: int) -> Image.Image:
-    """So many red squares, and two to five squares and discs that are not, each in a cell of its own."""
+    """`count` red squares, and two to five other squares and discs, each in its own cell."""
     image = Image.new("RGB", (SIDE, SIDE), tuple(int(value) for value in noise.integers(170, 256, 3)))
     pen, row = ImageDraw.Draw(image), SIDE // PATCH
     others = [DISTRACTORS[i] for i in noise.integers(0, len(DISTRACTORS), noise.integers(2, 6))]
@@ -58,7 +62,7 @@ def draw(noise: np.random.Generator, count: int) -> Image.Image:
 
 
 def save_pictures(folder: Path, count: int, seed: int) -> Path:
-    """Pictures with 0 to 4 red squares, and LLaVA's JSON that asks for their number; the path of that."""
+    """Save pictures with 0 to 4 red squares, and LLaVA's JSON that asks how many. Returns the path of the JSON."""
     folder.mkdir(parents=True)
     noise, records = np.random.default_rng(seed), []
     for i in range(count):

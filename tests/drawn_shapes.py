@@ -1,5 +1,9 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures with drawn shapes for detectors, and the average precision of what was found in them."""
+"""Pictures with drawn shapes for detectors, and the average precision of the boxes found in them.
+
+They are not the scenes of `examples/drawn_scenes.py`: the figures of the detectors, in the tests and in
+tests/benchmarks, were measured on these pictures.
+"""
 
 import torch
 from transformers.image_transforms import center_to_corners_format
@@ -25,7 +29,7 @@ def draw_shapes(
     for image in images:
         kinds, boxes = [], []
         for _ in range(int(torch.randint(1, 4, (), generator=generator))):
-            for _ in range(20):  # tries to find a place of its own
+            for _ in range(20):  # tries until it does not overlap the others
                 size = side * smallest * (0.5 / smallest) ** float(torch.rand((), generator=generator))
                 place = size / 2 + torch.rand(2, generator=generator) * (side - size)
                 if all((place - other[:2]).abs().max() > 0.4 * (size + other[2]) for other in boxes):
@@ -51,9 +55,9 @@ def average_precision(
     """COCO's AP at one overlap: the mean over the classes of the precision at 101 recalls.
 
     Args:
-        results: As `post_process_object_detection` gives them without target sizes, low scores included.
-        labels: What is there.
-        threshold: Overlap from which a box counts as found.
+        results: From `post_process_object_detection` without target sizes, low scores included.
+        labels: The true classes and boxes.
+        threshold: The overlap from which a box counts as found.
     """
     precisions = []
     for kind in range(len(NAMES)):
