@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
-from transformers.image_processing_utils import BaseImageProcessor
-
-from eupe_hf.data.streams import Stream
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .augmentation import Augmentation
 
@@ -42,11 +40,6 @@ class TrainingRows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def count(self) -> str:
-        """The number of rows in words."""
-        return "streamed" if isinstance(self.rows, Stream) else str(len(self))
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[row] for row in range(len(self)))
 
@@ -74,12 +67,17 @@ class TrainingRows(Dataset):
         """What the model takes, from a sample whose image is a PIL image or, after augmentation, a tensor."""
         if self.target != "mask":
             return {"pixel_values": self.pixels(sample["image"]), "labels": torch.tensor(sample[self.target])}
-        inputs = self.processor([sample["image"]], segmentation_maps=[sample["mask"]], return_tensors="pt")
+        inputs = self.prepare(sample["image"], segmentation_maps=[sample["mask"]])
         return {"pixel_values": inputs["pixel_values"][0], "labels": inputs["labels"][0]}
 
     def pixels(self, image: Any, **options: Any) -> torch.Tensor:
         """The `pixel_values` (3, height, width) of one image."""
-        return self.processor([image], return_tensors="pt", **options)["pixel_values"][0]
+        return self.prepare(image, **options)["pixel_values"][0]
+
+    def prepare(self, image: Any, **options: Any) -> BatchFeature:
+        """What the processor makes of one image; what the augmentation gives was read and checked before."""
+        prepare: Any = self.processor if self.augmentation is None else self.processor.preprocess_pixels
+        return prepare([image], return_tensors="pt", **options)
 
 
 class StreamedRows(IterableDataset):
