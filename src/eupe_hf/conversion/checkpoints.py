@@ -88,9 +88,6 @@ class Checkpoint:
         return model.eval()
 
 
-# ---- reading ----
-
-
 def read_state_dict(path: str | os.PathLike) -> StateDict:
     """Read the tensors of a file or folder by name, on the CPU, out of containers and without prefixes.
 
@@ -240,8 +237,6 @@ def _config_beside(path: Path) -> EupeConfig | None:
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} does not describe an EUPE encoder: {' '.join(str(error).split())}") from error
 
-
-# ---- writing ----
 
 # Takes the unfinished file or folder, to add to it or to check it. If it raises, the output stays as it was.
 Finish = Callable[[Path], None]

@@ -96,9 +96,6 @@ def summary(rows: Sequence[Row], tolerance: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---- converting ----
-
-
 def check_head_options(head: str | os.PathLike | None, task: str | None, layers: Sequence[int] | None) -> None:
     """Raise `OptionError` if a head has no task, or if a task or layers have no head."""
     if head and not task:
@@ -262,9 +259,6 @@ def convert_to_layout(
         action = f"written to {head}" if head else "left out (--head FILE writes them)"
         notes.append(f"{len(source.head)} tensors of the head: {action}.")
     return done
-
-
-# ---- verifying ----
 
 
 def verify(

@@ -43,8 +43,6 @@ class CheckpointError(ValueError):
     """A checkpoint that is not what it should be. The message names the key or file and says what to do."""
 
 
-# ---- recognising ----
-
 # Every block has one of these keys, so a checkpoint is recognised even if a few are missing.
 _SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
     (r"blocks\.(\d+)\.attn\.qkv\.bias_mask", "raw", "vit"),
@@ -118,8 +116,6 @@ def _canonical(state: Mapping[str, torch.Tensor], layout: Layout) -> StateDict:
         return {re.sub(r"^(layer|stages)\.", r"model.\1.", key): tensor for key, tensor in state.items()}
     return dict(state)
 
-
-# ---- naming ----
 
 # Our name, the raw one, and DINOv3's. A name that ends with a dot stands for a weight and a bias.
 _Row = tuple[str, str, str]
@@ -196,9 +192,6 @@ def expected_shapes(config: EupeConfig, layout: Layout = "eupe") -> dict[str, tu
     with torch.device("meta"):
         state = EupeModel(config).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in _renamed(state, config, layout).items()}
-
-
-# ---- converting ----
 
 
 def to_eupe(state: Mapping[str, torch.Tensor], config: EupeConfig, layout: Layout) -> tuple[StateDict, EupeConfig]:

@@ -48,9 +48,6 @@ TASKS = {"segmentation": UpstreamHead("conv", "segmentation_model.1."), "depth":
 _PREFIXES = ("module.", "segmentation_model.1.")
 
 
-# ---- reading ----
-
-
 def load_head(
     path: str | os.PathLike, task: str, encoder: Checkpoint, layers: Sequence[int] | None = None
 ) -> Checkpoint:
@@ -165,9 +162,6 @@ def _task_config(config: EupeConfig, layers: list[int], task: str, outputs: int)
     # class names in the encoder's folder are those of another head
     values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
     return EupeConfig(**{**values, "num_labels": outputs})
-
-
-# ---- writing ----
 
 
 def raw_head(checkpoint: Checkpoint) -> tuple[StateDict, str]:

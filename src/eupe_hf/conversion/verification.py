@@ -60,9 +60,6 @@ def frozen_pixel_values(batch: int, height: int, width: int, num_channels: int =
     return torch.from_numpy(stream.standard_normal((batch, num_channels, height, width)).astype(np.float32))
 
 
-# ---- against recorded outputs ----
-
-
 @torch.inference_mode()
 def compare_with_golden(model: EupeModel | EupeBackbone, golden_path: str | os.PathLike) -> list[Row]:
     """Compare an encoder with recorded outputs of the original code: one row per recorded array.
@@ -177,9 +174,6 @@ def _stage_outputs(normed: EupeBackbone, raw: EupeBackbone, pixel_values: torch.
 def _row(name: str, found: torch.Tensor, expected: torch.Tensor) -> Row:
     error = (found.cpu().double() - expected.cpu().double()).abs().max()  # the maximum keeps a NaN
     return Row(name, error.item(), tuple(expected.shape))
-
-
-# ---- two models ----
 
 
 @torch.inference_mode()

@@ -121,9 +121,6 @@ class EupeTargetsMixin(BaseImageProcessor):
         return features
 
 
-# ---- geometry ----
-
-
 def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """Returns the height and width, in pixels, that an image is resized to; `shortest_edge` keeps the aspect ratio."""
     if not size.shortest_edge:
@@ -191,9 +188,6 @@ def _place(sizes: Sequence[tuple[int, int]], **options: Any) -> list[tuple[_Axis
     largest = (max(axis.size for axis in axes) for axes in zip(*placements, strict=True))
     height, width = (-(-side // divisor) * divisor for side in largest)
     return [(rows.pad(height), columns.pad(width)) for rows, columns in placements]
-
-
-# ---- targets ----
 
 
 def _check_count(targets: int, images: int, what: str) -> None:

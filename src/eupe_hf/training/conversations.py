@@ -168,9 +168,6 @@ def _check(messages: list[dict[str, Any]], images: int) -> None:
         raise ValueError(f"the messages hold {places} image places, and there are {images} images.")
 
 
-# ---- loading ----
-
-
 @dataclass
 class ConversationData:
     """Conversations, as the Trainer takes a task: to train on, with the tokens of each, and held out, if any."""
@@ -302,9 +299,6 @@ def _lengths(rows: Conversations, sizes: list[list[tuple[int, int]]], processor:
             counts = processor._get_num_multimodal_tokens(sizes[row] or None).num_image_tokens or []
             lengths.append(len(tokens) + sum(counts) - len(counts))
     return lengths
-
-
-# ---- batches ----
 
 
 class ConversationCollator:

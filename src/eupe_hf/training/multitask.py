@@ -32,9 +32,6 @@ _HEADS = {name: task for name, task in TASKS.items() if task.model_class() is no
 _STREAM = ("streaming", "shuffle_buffer", "eval_rows")  # options that only a single task has
 
 
-# ---- options ----
-
-
 @dataclass(kw_only=True)
 class _TasksData(InputArguments):
     """Options of the data: one data set per task, and what they share."""
@@ -184,9 +181,6 @@ class MultiTask(RecipeTask):
         return f"EupeForMultiTask.from_pretrained({folder!r}) loads it."
 
 
-# ---- rows ----
-
-
 class TaskRows(Dataset):
     """Rows of one task that name it, as `task`."""
 
@@ -252,9 +246,6 @@ class TaskOrder(Sampler[tuple[str, int]]):
         for start in range(0, self.steps * self.images, self.images):
             for task, order in orders.items():
                 yield from ((task, int(row)) for row in order[start : start + self.images])
-
-
-# ---- trainer ----
 
 
 class MultiTaskTrainer(RecipeTrainer):

@@ -49,9 +49,6 @@ class Declaration(Protocol):
     usage: str
 
 
-# ---- options ----
-
-
 @dataclass
 class OutputArguments(TrainingArguments):
     """The Trainer's own arguments, and what to do with the output folder."""
@@ -136,9 +133,6 @@ def public(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-# ---- reading ----
-
-
 class OptionsHelp(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults beside the options, and the description as it is written."""
 
@@ -207,9 +201,6 @@ def parse_recipe(
         prepare_streaming(training)
     check_output(training)
     return model, data, training
-
-
-# ---- checks ----
 
 
 def check_processes(arguments: OutputArguments) -> None:

@@ -116,9 +116,6 @@ class CardTrainer(Trainer):
         self.accelerator.end_training()
 
 
-# ---- model and optimizer ----
-
-
 def adapt(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
     """Choose what is trained: the model with adapters, with a frozen encoder, or as it is."""
     if arguments.mode == "probe":
@@ -198,9 +195,6 @@ def _decays(name: str, blocks: int) -> int:
     return blocks + 1 if name.startswith(("encoder.embeddings.", "encoder.stem.")) else 0
 
 
-# ---- metrics ----
-
-
 def scores_of(logged: Mapping[str, Any]) -> dict[str, float]:
     """The loss and the metrics of one evaluation that was logged, without its timings."""
     timings = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -241,9 +235,6 @@ class StreamingMetrics:
             return {}
         result, self.metrics = self.metrics.compute(), self.build()
         return result
-
-
-# ---- trainer ----
 
 
 class RecipeTrainer(CardTrainer):

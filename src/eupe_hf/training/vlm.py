@@ -50,9 +50,6 @@ _STAGES = {"1": {"learning_rate": 1e-3, "batch_size": 256}, "2": {"learning_rate
 _LORA = {"learning_rate": 2e-4, "projector_learning_rate": 2e-5}  # LLaVA-1.5's scripts/v1_5/finetune_lora.sh
 
 
-# ---- options ----
-
-
 @dataclass
 class VlmModelArguments(AdapterArguments):
     """The models, and what of them is trained."""
@@ -132,9 +129,6 @@ def parse_vlm(
     return model, data, training
 
 
-# ---- model ----
-
-
 def load_vlm(arguments: VlmModelArguments) -> tuple[EupeLlavaForConditionalGeneration, EupeLlavaProcessor]:
     """The VLM of `--model`, which must be whole, or one of `--vision` and `--text` with a new projector."""
     if arguments.model is not None:
@@ -180,9 +174,6 @@ def adapt_vlm(model: EupeLlavaForConditionalGeneration, arguments: VlmModelArgum
     import peft
 
     return peft.get_peft_model(model, config)
-
-
-# ---- trainer ----
 
 
 class _LengthSampler(LengthGroupedSampler):

@@ -98,9 +98,6 @@ class DetectionRows(TrainingRows):
         return {"pixel_values": self.pixels(sample["image"]), "labels": labels}
 
 
-# ---- evaluation ----
-
-
 def boxes_for_metrics(
     output: EupeObjectDetectionOutput, labels: Sequence[Mapping[str, torch.Tensor]], processor: BaseImageProcessor
 ) -> tuple[torch.Tensor, torch.Tensor]:
