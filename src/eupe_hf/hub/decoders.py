@@ -27,7 +27,7 @@ from torch import nn
 from eupe_hf.conversion.checkpoints import load_checkpoint
 from eupe_hf.conversion.layouts import StateDict
 from eupe_hf.models.configuration_eupe import EupeConfig
-from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel, find_encoders
 from eupe_hf.models.modeling_eupe_cards import encoder_in_words, hub_id, new_card
 from eupe_hf.variants import VARIANTS, find_variant
 
@@ -114,8 +114,7 @@ model = {name}.from_pretrained("PATH")""",
 
 
 def _find_encoder(model: nn.Module) -> EupeBackbone | EupeModel:
-    encoders = {name: part for name, part in model.named_modules() if isinstance(part, (EupeBackbone, EupeModel))}
-    if not encoders:
+    if not (encoders := find_encoders(model)):
         raise ValueError(
             f"This {type(model).__name__} has no EUPE encoder in it: build it with an EupeConfig or EupePyramidConfig "
             f"as its backbone_config, for example variant_config({next(iter(VARIANTS))!r})."

@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel, EupePreTrainedModel
+from eupe_hf.models.modeling_eupe import EupePreTrainedModel, find_encoders
 from eupe_hf.models.modeling_eupe_adapter import Adapter, save_model_config
 from eupe_hf.variants import VARIANTS
 
@@ -224,9 +224,8 @@ def _unwanted(model: nn.Module, name: str) -> list[str]:
     ]
 
 
-def _encoders(model: nn.Module) -> dict[str, EupeBackbone | EupeModel]:
-    found = {name: part for name, part in model.named_modules() if isinstance(part, (EupeBackbone, EupeModel))}
-    if not found:
+def _encoders(model: nn.Module) -> dict[str, Any]:
+    if not (found := find_encoders(model)):
         raise ValueError(f"This {type(model).__name__} has no EUPE encoder; LoRA targets are layers of one.")
     return found
 

@@ -220,10 +220,7 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
 
     @can_return_tuple
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        return_class_token: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, return_class_token: bool | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> EupeBackboneOutput:
         """Feature maps of the stages in `config.out_indices`.
 
@@ -269,3 +266,8 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         if not config.reshape_hidden_states:
             return torch.cat((hidden_states[:, :1], patches), dim=1), hidden_states[:, 0]
         return patches.transpose(1, 2).unflatten(2, grid), hidden_states[:, 0]
+
+
+def find_encoders(model: nn.Module) -> dict[str, EupeModel | EupeBackbone]:
+    """The EUPE encoders in a model, by name; "" is the model itself."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, (EupeModel, EupeBackbone))}

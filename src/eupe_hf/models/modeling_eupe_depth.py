@@ -28,11 +28,7 @@ class EupeDepthHead(nn.Module):
         self.linear = EupeLinearDenseHead(config, config.num_depth_bins)
 
     def forward(
-        self,
-        feature_maps: Stages,
-        cls_tokens: Stages,
-        image_size: tuple[int, int],
-        labels: torch.Tensor | None = None,
+        self, feature_maps: Stages, cls_tokens: Stages, image_size: tuple[int, int], labels: torch.Tensor | None = None
     ) -> DepthEstimatorOutput:
         """Feature maps to `predicted_depth` (B, h, w) in metres, and its `loss`."""
         depth = self.depth(feature_maps)

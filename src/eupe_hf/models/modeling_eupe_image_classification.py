@@ -23,11 +23,7 @@ class EupeImageClassificationHead(nn.Module):
         self.classifier = nn.Linear(2 * channels if config.classify_patch_mean else channels, config.num_labels)
 
     def forward(
-        self,
-        feature_maps: Stages,
-        cls_tokens: Stages,
-        image_size: tuple[int, int],
-        labels: torch.Tensor | None = None,
+        self, feature_maps: Stages, cls_tokens: Stages, image_size: tuple[int, int], labels: torch.Tensor | None = None
     ) -> ImageClassifierOutput:
         """Feature maps and global features to `logits` (B, num_labels), and their `loss`."""
         features = list(cls_tokens)

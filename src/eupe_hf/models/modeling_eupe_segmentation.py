@@ -28,11 +28,7 @@ class EupeSegmentationHead(nn.Module):
         self.linear = EupeLinearDenseHead(config, config.num_labels)
 
     def forward(
-        self,
-        feature_maps: Stages,
-        cls_tokens: Stages,
-        image_size: tuple[int, int],
-        labels: torch.Tensor | None = None,
+        self, feature_maps: Stages, cls_tokens: Stages, image_size: tuple[int, int], labels: torch.Tensor | None = None
     ) -> SemanticSegmenterOutput:
         """Feature maps to `logits` (B, num_labels, h, w), and their `loss`."""
         logits = self.linear(feature_maps)

@@ -22,10 +22,7 @@ class EupePostProcessingMixin:
     """
 
     def post_process_semantic_segmentation(
-        self,
-        outputs: SemanticSegmenterOutput,
-        target_sizes: _Sizes = None,
-        return_segmentation_scores: bool = False,
+        self, outputs: SemanticSegmenterOutput, target_sizes: _Sizes = None, return_segmentation_scores: bool = False
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Turns the logits of `EupeForSegmentation` into label maps.
 

@@ -62,8 +62,7 @@ class RecipeArguments(OutputArguments):
     """The Trainer's own arguments, and what the recipes add to them."""
 
     layer_decay: float = field(
-        default=1.0,
-        metadata={"help": "factor of the learning rate from a block (ConvNeXt: stage) to the one below"},
+        default=1.0, metadata={"help": "factor of the learning rate from a block (ConvNeXt: stage) to the one below"}
     )
     head_learning_rate: float | None = field(default=None, metadata={"help": "default: --learning_rate"})
     early_stopping: int | None = field(

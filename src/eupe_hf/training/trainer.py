@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.modeling_utils import PreTrainedModel
 
 from eupe_hf.data.streams import Stream
-from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+from eupe_hf.models.modeling_eupe import find_encoders
 
 from .options import ModelArguments
 from .rows import StreamedRows, TrainingRows
@@ -152,11 +152,9 @@ def rate_by_depth(
         head_learning_rate: By default `learning_rate`.
     """
     rates: dict[int, float] = {}  # of each parameter of an encoder
-    for module in model.modules():
-        if isinstance(module, (EupeBackbone, EupeModel)):
-            blocks = len(module.encoder.layers if module.config.backbone_type == "vit" else module.encoder.stages)
-            for name, parameter in module.named_parameters():
-                rates[id(parameter)] = learning_rate * layer_decay ** _decays(name, blocks)
+    for encoder in find_encoders(model).values():
+        for name, parameter in encoder.named_parameters():
+            rates[id(parameter)] = learning_rate * layer_decay ** _decays(name, encoder.config.num_stages)
     head = learning_rate if head_learning_rate is None else head_learning_rate
     return lambda name, parameter: rates.get(id(parameter), head)
 
