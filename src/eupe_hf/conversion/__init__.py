@@ -15,16 +15,3 @@ from .convert import (
     summary,
     verify,
 )
-
-
-__all__ = [
-    "Conversion",
-    "ConversionError",
-    "OptionError",
-    "check_head_options",
-    "convert_checkpoint",
-    "convert_head",
-    "convert_to_layout",
-    "summary",
-    "verify",
-]

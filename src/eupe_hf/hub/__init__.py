@@ -7,6 +7,3 @@ What goes here: whatever talks to the Hub or teaches transformers something. Not
 from .fetch import fetch
 from .registry import register
 from .short_names import install_short_names, remove_short_names
-
-
-__all__ = ["fetch", "install_short_names", "register", "remove_short_names"]

@@ -6,14 +6,3 @@ What goes here: whatever needs to know how an adapter is built. Importing it nee
 
 from .cards import adapter_card
 from .config import TARGETS, EupeLoraConfig, adaptable_layers, load_peft_model, lora_config, new_modules
-
-
-__all__ = [
-    "TARGETS",
-    "EupeLoraConfig",
-    "adaptable_layers",
-    "adapter_card",
-    "load_peft_model",
-    "lora_config",
-    "new_modules",
-]

@@ -7,18 +7,3 @@ What goes here: what several training scripts share. Each task has one file in `
 from .options import MODES, ModelArguments, RecipeArguments, one_sentence, parse_recipe
 from .report import finish
 from .trainer import RecipeTrainer, StreamingMetrics, adapt, parameter_groups, rate_by_depth
-
-
-__all__ = [
-    "MODES",
-    "ModelArguments",
-    "RecipeArguments",
-    "RecipeTrainer",
-    "StreamingMetrics",
-    "adapt",
-    "finish",
-    "one_sentence",
-    "parameter_groups",
-    "parse_recipe",
-    "rate_by_depth",
-]
