@@ -1,7 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Short names, download, and the registration with transformers.
 
-What goes here: whatever talks to the Hub or teaches transformers something. Nothing that computes.
+Code that talks to the Hub or changes what transformers does belongs here. Nothing here computes.
 """
 
 from .fetch import fetch

@@ -1,7 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """LoRA with peft: configurations, loading, cards.
 
-What goes here: whatever needs to know how an adapter is built. Importing it needs peft.
+Code that knows how an adapter is built belongs here. Importing it needs peft.
 """
 
 from .cards import adapter_card

@@ -1,7 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Training: options, rows, tasks, Trainer, report.
 
-What goes here: what several training scripts share. Each task has one file in `tasks`.
+Code that several training scripts share belongs here. Each task has one file in `tasks`.
 """
 
 from .options import MODES, ModelArguments, RecipeArguments, one_sentence, parse_recipe
