@@ -22,8 +22,8 @@ REPO, FILE = "facebook/EUPE-ViT-T", "EUPE-ViT-T.pt"
 URL = f"/{REPO}/resolve/main"
 # What a load by the name "eupe-t" asks of the Hub where the cache is empty.
 FETCHED = [("HEAD", f"{URL}/config.json"), ("HEAD", f"{URL}/{FILE}"), ("GET", f"{URL}/{FILE}")]
-CODE_FILES = {"configuration_eupe.py", "image_processing_eupe.py", "modeling_eupe.py"}
-CODE_FILES |= {"modeling_eupe_encoder.py", "modeling_eupe_vit.py", "modeling_eupe_convnext.py", "post_processing_eupe.py"}
+CODE_FILES = {"configuration_eupe.py", "image_processing_eupe.py", "modeling_eupe.py", "modeling_eupe_encoder.py"}
+CODE_FILES |= {"modeling_eupe_vit.py", "modeling_eupe_convnext.py", "post_processing_eupe.py"}
 CODE_FILES |= {"image_processing_eupe_targets.py", "modeling_eupe_adapter.py", "modeling_eupe_saving.py"}
 SAVED_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} | CODE_FILES
 
