@@ -244,7 +244,7 @@ Finish = Callable[[Path], None]
 # A folder with any other file is not ours to replace.
 _OWN_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
-    r"|(configuration|modeling|image_processing|post_processing)_eupe\w*\.py"
+    r"|\w+_eupe\w*\.py"
 )
 _OWN_MODELS = (EupeConfig.model_type, DINOv3ViTConfig.model_type, DINOv3ConvNextConfig.model_type)
 
