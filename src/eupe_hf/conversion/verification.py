@@ -237,12 +237,16 @@ def compare_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, to
     Raises:
         ValueError: Names, shapes or dtypes differ. The message gives the first of these tensors.
     """
+    kinds = [{key: (tuple(t.shape), t.dtype) for key, t in tensors.items()} for tensors in (expected, found)]
     for key in (*expected, *found):
-        pair = [(tuple(t.shape), t.dtype) if (t := tensors.get(key)) is not None else None
-                for tensors in (expected, found)]  # fmt: skip
-        if pair[0] != pair[1]:
-            raise ValueError(f"{key!r} should be {pair[0] or 'absent'} and is {pair[1] or 'absent'}.")
-    return [_row(key, found[key], tensor) for key, tensor in expected.items()]
+        wanted, got = (kind.get(key, "absent") for kind in kinds)
+        if wanted != got:
+            raise ValueError(f"{key!r} should be {wanted} and is {got}.")
+    # torch.equal is several times faster than a difference, and the usual case
+    return [
+        Row(key, 0.0, tuple(tensor.shape)) if torch.equal(found[key], tensor) else _row(key, found[key], tensor)
+        for key, tensor in expected.items()
+    ]
 
 
 def format_table(rows: Sequence[Row], tolerance: float) -> str:
