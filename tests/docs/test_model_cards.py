@@ -309,9 +309,7 @@ def test_field_that_is_missing_or_unknown_is_named(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit, match="2"):
         generate.main(["--fill", str(tmp_path / "rooms"), "--fields", str(tmp_path / "fields.yaml")])
     error = capsys.readouterr().err
-    assert (
-        "takes the fields intended_use, limits, recipe, results, trained_on; missing: none; unknown: limit" in error
-    )
+    assert "takes the fields intended_use, limits, recipe, results, trained_on; missing: none; unknown: limit" in error
     assert (tmp_path / "rooms" / "README.md").read_text() == before
 
 

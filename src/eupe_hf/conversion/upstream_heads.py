@@ -118,9 +118,10 @@ def _check_head(state: StateDict, task: str, config: EupeConfig, layers: list[in
     # One tensor of another width is damaged, and named below. Where all agree, the head belongs to other layers.
     agreed = {len(tensor) for key, tensor in state.items() if key.startswith("batchnorm_layer.") and tensor.ndim == 1}
     if channels is not None and channels != given and agreed == {channels}:
+        numbers = " ".join(map(str, layers))
         raise CheckpointError(
-            f"{path} reads {channels} channels; layers {' '.join(map(str, layers))} of this encoder ({config.backbone_type}, "
-            f"width {config.hidden_size}) give {given}. {_fitting(config, channels)}"
+            f"{path} reads {channels} channels; layers {numbers} of this encoder ({config.backbone_type}, width "
+            f"{config.hidden_size}) give {given}. {_fitting(config, channels)}"
         )
     expected: dict[str, tuple[int, ...]] = dict.fromkeys(TASKS[task].names, (given,))
     expected |= {f"{ours}.weight": (outputs, given, 1, 1), f"{ours}.bias": (outputs,)}
@@ -149,11 +150,9 @@ def _fitting(config: EupeConfig, channels: int) -> str:
             return f"{number} layers would fit, for example {' '.join(map(str, even))}."
     else:
         choices = itertools.chain.from_iterable(itertools.combinations(range(count), n) for n in range(1, count + 1))
-        fitting = [
-            " ".join(map(str, c)) for c in choices if sum(config.hidden_sizes[layer] for layer in c) == channels
-        ]
+        fitting = [c for c in choices if sum(config.hidden_sizes[layer] for layer in c) == channels]
         if fitting:
-            return f"Layers {' or '.join(fitting)} would fit."
+            return f"Layers {' or '.join(' '.join(map(str, c)) for c in fitting)} would fit."
     return "No choice of its layers gives this number: the head was trained on another encoder."
 
 
