@@ -134,8 +134,7 @@ def convert_checkpoint(
         head: A head of upstream's evaluation code, see `load_head`. It and the encoder become one task model.
         task: What the head was trained for: "segmentation" or "depth".
         layers: Blocks or stages that the head reads, counted from 0; by default the last.
-        keep_projectors: Keep the distillation adapters that some files carry, in `projectors.safetensors` beside the
-            weights; by default they are dropped.
+        keep_projectors: Keep the distillation adapters that some files carry, in `projectors.safetensors`.
 
     Returns:
         The conversion: its `output`, and every tensor's comparison in `rows`.

@@ -145,8 +145,8 @@ _CONVNEXT_LAYER: tuple[_Row, ...] = (
 )
 
 
-def _below(ours: str, raw: str, dinov3: str, rows: Iterable[_Row]) -> Iterator[_Row]:
-    yield from ((ours + row[0], raw + row[1], dinov3 + row[2]) for row in rows)
+def _below(ours: str, raw: str, dinov3: str, rows: Iterable[_Row]) -> list[_Row]:
+    return [(ours + row[0], raw + row[1], dinov3 + row[2]) for row in rows]
 
 
 def _rows(config: EupeConfig) -> Iterator[_Row]:

@@ -114,9 +114,10 @@ def _check_head(state: StateDict, task: str, config: EupeConfig, layers: list[in
     # One tensor of another width is damaged, and named below. Where all agree, the head belongs to other layers.
     agreed = {len(tensor) for key, tensor in state.items() if key.startswith("batchnorm_layer.") and tensor.ndim == 1}
     if channels is not None and channels != given and agreed == {channels}:
+        numbers = " ".join(map(str, layers))
         raise CheckpointError(
-            f"{path} reads {channels} channels; layers {_listed(layers)} of this encoder ({config.backbone_type}, "
-            f"width {config.hidden_size}) give {given}. {_fitting(config, channels)}"
+            f"{path} reads {channels} channels; layers {numbers} of this encoder ({config.backbone_type}, width "
+            f"{config.hidden_size}) give {given}. {_fitting(config, channels)}"
         )
     expected: dict[str, tuple[int, ...]] = dict.fromkeys(TASKS[task].names, (given,))
     expected |= {f"{ours}.weight": (outputs, given, 1, 1), f"{ours}.bias": (outputs,)}
@@ -134,10 +135,6 @@ def _check_head(state: StateDict, task: str, config: EupeConfig, layers: list[in
     return outputs
 
 
-def _listed(layers: Sequence[int]) -> str:
-    return " ".join(map(str, layers))
-
-
 def _fitting(config: EupeConfig, channels: int) -> str:
     """The layers that have this many channels together, as a sentence."""
     count = config.num_stages
@@ -146,12 +143,12 @@ def _fitting(config: EupeConfig, channels: int) -> str:
         if not rest and 1 <= number <= count:
             # upstream's choices: the last block, or four at even intervals
             even = [count * (i + 1) // number - 1 for i in range(number)]
-            return f"{number} layers would fit, for example {_listed(even)}."
+            return f"{number} layers would fit, for example {' '.join(map(str, even))}."
     else:
         choices = itertools.chain.from_iterable(itertools.combinations(range(count), n) for n in range(1, count + 1))
-        fitting = [_listed(c) for c in choices if sum(config.hidden_sizes[layer] for layer in c) == channels]
+        fitting = [c for c in choices if sum(config.hidden_sizes[layer] for layer in c) == channels]
         if fitting:
-            return f"Layers {' or '.join(fitting)} would fit."
+            return f"Layers {' or '.join(' '.join(map(str, c)) for c in fitting)} would fit."
     return "No choice of its layers gives this number: the head was trained on another encoder."
 
 
