@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, Finished, run_script
 from drawn_counts import save_pictures
 from hub_server import HubServer, hub_environment, use_hub
+from huggingface_hub import ModelCard
 from PIL import Image
 from vlm_common import make_language_model, make_tokenizer
 
@@ -133,8 +134,8 @@ def run_here(line: str, folder: Path) -> Finished:
 
 
 def run_commands(guide: str, folder: Path, server: HubServer, home: Path, alone: bool = False) -> str:
-    """Run all lines of a guide in a folder, one after the other. Returns what the last one prints."""
-    result = Finished(0, "", "")
+    """Run all lines of a guide in a folder, one after the other. Returns what they print."""
+    printed = ""
     for line in commands(guide):
         offline = line.startswith("python -c")  # those of the section "Offline" run without a Hub
         if alone or offline or "--num_proc" in line:  # what starts workers needs a main program of its own
@@ -143,7 +144,8 @@ def run_commands(guide: str, folder: Path, server: HubServer, home: Path, alone:
             with use_hub(server, home):
                 result = run_here(line, folder)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
+        printed += result.stdout
+    return printed
 
 
 @pytest.fixture
@@ -196,8 +198,7 @@ def test_guide_of_the_examples_runs(place: tuple[Path, HubServer, Path]) -> None
     assert (names["prompt"]["input_ids"] == names["vlm_processor"].image_token_id).sum() == 576
     assert 0 < len(names["answer"]) <= 8
     assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
-    told = run_commands("examples/README.md", *place)
-    assert told.strip() == "21596544"
+    assert run_commands("examples/README.md", *place).endswith("\n21596544\n")
     assert {file.name for file in (folder / "predictions").iterdir()} == {"coffee.png", "chelsea.png"}
     assert (folder / "multitask.png").is_file() and (folder / "my-multitask" / "config.json").is_file()
     assert json.loads((folder / "knn.json").read_text())["metrics"] == {"accuracy@2": 1.0, "accuracy@5": 1.0}
@@ -210,10 +211,29 @@ def test_guide_of_the_examples_runs(place: tuple[Path, HubServer, Path]) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("guide", ["conversion/README.md", "model_cards/README.md"])
-def test_other_guides_run(place: tuple[Path, HubServer, Path], guide: str) -> None:
-    run_snippets(guide, *place)
-    run_commands(guide, *place)
+def test_guide_of_conversion_runs(place: tuple[Path, HubServer, Path]) -> None:
+    folder, _, _ = place
+    names = run_snippets("conversion/README.md", *place)
+    assert names["done"].is_equal and {row.max_abs_error for row in names["done"].rows} == {0.0}
+    assert torch.equal(names["encoder"].norm.weight, names["done"].source.state["norm.weight"])
+    assert names["back"].layout == "raw" and names["ade20k"].output == Path("my-ade20k")
+    printed = run_commands("conversion/README.md", *place)
+    assert "60 of 60 arrays are the same within 0.0001" in printed and "Nothing was sent" in printed
+    original = torch.load(folder / "EUPE-ViT-S.pt", weights_only=True)
+    for name in ("back.pt", "encoder.pt"):
+        back = torch.load(folder / name, weights_only=True)
+        assert back.keys() == original.keys() and all(torch.equal(back[key], original[key]) for key in original)
+    heads = [torch.load(folder / name, weights_only=True)["model"] for name in ("head.pt", "head-again.pt")]
+    assert heads[0].keys() == heads[1].keys() and all(torch.equal(heads[1][key], heads[0][key]) for key in heads[0])
+    assert EupeForSegmentation.from_pretrained(folder / "my-ade20k").config.num_labels == 150
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_guide_of_the_cards_runs(place: tuple[Path, HubServer, Path]) -> None:
+    run_snippets("model_cards/README.md", *place)
+    run_commands("model_cards/README.md", *place)
+    assert "Mean IoU 0.61 on 500 held-out photographs." in ModelCard.load(place[0] / "my-rooms" / "README.md").text
 
 
 @pytest.mark.slow
