@@ -36,6 +36,8 @@ requires_shared = pytest.mark.skipif(
 FAMILIES = ("vit", "convnext")
 LAYOUTS = ("raw", "dinov3", "eupe")
 NAMES = tuple(VARIANTS)
+# The six models at full size: one of each family in `make test`, the others with the slow tests.
+FULL_SIZE = [pytest.param(n, marks=() if n in ("eupe-t", "eupe-convnext-t") else pytest.mark.slow) for n in NAMES]
 
 needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
 PROCESSOR_CLASSES = [

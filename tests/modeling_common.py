@@ -5,9 +5,11 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from conftest import SHARED
+from conftest import FAMILIES as FAMILIES
+from conftest import FULL_SIZE as FULL_SIZE
+from conftest import GOLDEN as GOLDEN
+from conftest import NAMES as NAMES
 from conftest import raw_weights as raw_weights
 from torch import nn
 
@@ -16,11 +18,6 @@ from eupe_hf.conversion.layouts import to_eupe
 from eupe_hf.variants import VARIANTS
 
 
-GOLDEN = SHARED / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the recorded outputs are not there: {GOLDEN}")
-
-FAMILIES = ("vit", "convnext")
-NAMES = tuple(VARIANTS)
 _FIELDS = {
     "vit": {
         "backbone_type": "vit",

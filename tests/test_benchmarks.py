@@ -63,6 +63,7 @@ def test_pretraining_has_no_digits_and_no_photograph_of_the_evaluation() -> None
     assert not set(pretraining.PHOTOGRAPHS) & set(lora_quality.PHOTOGRAPHS)
 
 
+@pytest.mark.slow
 def test_quick_run_prints_a_row_per_setting_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 from conftest import (
-    NAMES,
+    FULL_SIZE,
     ROOT,
     assert_raw_came_back,
     assert_same_bits,
@@ -243,9 +243,7 @@ def test_visualize_matches_an_image_with_itself(models: Path, tmp_path: Path) ->
 # ---- converting and verifying ----
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith("-b") else ()) for name in NAMES]
-)
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_raw_comes_back_through_our_layout(name: str, tmp_path: Path) -> None:
     state = published_state(name)
     torch.save(state, tmp_path / "raw.pt")

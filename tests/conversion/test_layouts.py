@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import (
     FAMILIES,
+    FULL_SIZE,
     LAYOUTS,
     NAMES,
     assert_raw_came_back,
@@ -53,7 +54,7 @@ def test_the_six_models_are_covered() -> None:
 
 
 @requires_shared
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_raw_names_and_shapes_are_the_published_ones(name: str) -> None:
     module, torch_hub_name = raw_weights(), VARIANTS[name].torch_hub_name
     if torch_hub_name in module.VIT:
@@ -63,7 +64,7 @@ def test_raw_names_and_shapes_are_the_published_ones(name: str) -> None:
     assert expected_shapes(variant_config(name), "raw") == {key: shape for key, shape, _ in spec}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=FULL_SIZE)
 def published(request: pytest.FixtureRequest) -> tuple[str, StateDict]:
     """Name and raw checkpoint of one of the six."""
     return request.param, published_state(request.param)

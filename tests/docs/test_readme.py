@@ -266,6 +266,7 @@ def test_make_demo_draws_pictures(workplace: tuple[Path, HubServer], tmp_path: P
         assert len(picture.getcolors(maxcolors=2**20)) > 1000
 
 
+@pytest.mark.slow
 def test_demo_with_published_weights_does_not_speak_of_random_ones(
     workplace: tuple[Path, HubServer], tmp_path: Path
 ) -> None:

@@ -323,6 +323,7 @@ def picture(page: Any, selector: str, other_than: str = "") -> tuple[str, Image.
     return source, Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed")
 def test_page_shows_compares_and_answers(page: Any, tmp_path: Path) -> None:

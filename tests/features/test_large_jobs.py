@@ -96,6 +96,7 @@ def test_memory_stays_flat_over_ten_thousand_images(tmp_path: Path) -> None:
     assert main < 40 and worker < 15  # the pictures of a batch alone are 0.4 MB, all of them 123 MB
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_thousand_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main, worker = grown(tmp_path, 1_500, 300, monkeypatch)
     assert main < 12 and worker < 12  # all pictures are 18 MB
@@ -200,6 +201,7 @@ def assert_search_finds_itself(index: Path, job: Path) -> None:
     assert row == {"path": str(image), "similarity": pytest.approx(1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["convnext"], indirect=True)
 def test_datasets_in_processes_and_shards_gives_the_same_features(job: Path, tmp_path: Path) -> None:
     command = [
@@ -243,6 +245,7 @@ def test_datasets_answers_bad_input_with_one_line(job: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 @pytest.mark.parametrize("job", ["vit"], indirect=True)
 def test_ray_gives_the_same_features(job: Path, tmp_path: Path) -> None:

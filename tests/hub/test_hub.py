@@ -173,6 +173,7 @@ IMPORTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS)
 def test_pipeline_works_in_any_order_of_imports(server: HubServer, home: Path, imports: str) -> None:
     program = (
@@ -362,6 +363,7 @@ def test_nothing_cached_offline_says_how_to_do_it_by_hand(server: HubServer, hom
         assert_weights(AutoModel.from_pretrained("eupe-t"))
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(server: HubServer, home: Path) -> None:
     program = (
         "import hashlib, json, os, pathlib, time, eupe_hf\n"

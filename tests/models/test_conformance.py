@@ -102,6 +102,7 @@ def report(tmp_path_factory) -> dict[str, Any]:
     return _run(str(SUBJECT), tmp_path_factory.mktemp("conformance"))
 
 
+@pytest.mark.slow
 def test_no_common_test_fails(report):
     failed = {name: test["reason"] for name, test in report["tests"].items() if test["outcome"] == "failed"}
     assert failed == {}

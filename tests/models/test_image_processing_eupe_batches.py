@@ -106,6 +106,7 @@ def test_an_image_is_checked_once(processor: Any, monkeypatch: pytest.MonkeyPatc
     assert len(seen) == len(MIXED)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed, and tested above")
 def test_torchvision_class_passes_the_same_tests(tmp_path: Any) -> None:
     assert run_tests_of_torchvision_class(__file__, tmp_path) == 29

@@ -136,6 +136,7 @@ def test_image_mean_must_fit_the_channels(processor: Any) -> None:
         processor(RGB, image_mean=[0.5, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed, and tested above")
 def test_torchvision_class_passes_the_same_tests(tmp_path: Path) -> None:
     assert run_tests_of_torchvision_class(__file__, tmp_path) >= 49

@@ -153,6 +153,7 @@ def test_remote_code_loads_without_the_package(tmp_path: Path, nested: bool) -> 
     assert source == Path(image_processing_eupe.__file__).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed, and tested above")
 def test_torchvision_class_passes_the_same_tests(tmp_path: Path) -> None:
     assert run_tests_of_torchvision_class(__file__, tmp_path) >= 3

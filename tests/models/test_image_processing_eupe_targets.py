@@ -423,6 +423,7 @@ def test_without_targets_there_are_no_labels(processor: Any) -> None:
     assert torch.equal(with_map["pixel_values"], plain["pixel_values"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed, and tested above")
 def test_torchvision_class_passes_the_same_tests(tmp_path: Path) -> None:
     assert run_tests_of_torchvision_class(__file__, tmp_path) > 70

@@ -122,6 +122,7 @@ def test_only_the_detection_format_is_taken(processor: Any) -> None:
         processor(IMAGE, annotations=coco(), format="coco_panoptic")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed, and tested above")
 def test_torchvision_class_passes_the_same_tests(tmp_path: Path) -> None:
     assert run_tests_of_torchvision_class(__file__, tmp_path) == 36

@@ -33,6 +33,7 @@ def train(model: torch.nn.Module, batches, learning_rate: float) -> None:
         schedule.step()
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_fine_tuning_reads_handwritten_digits(family: str) -> None:
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn has the digits: pip install -e '.[test]'")

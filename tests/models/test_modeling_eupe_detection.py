@@ -47,6 +47,7 @@ def label(*objects: tuple[int, list[float]]) -> dict[str, torch.Tensor]:
 # ---- learning ----
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_detector_learns_drawn_shapes(family: str) -> None:
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, NAMES
+from conftest import FAMILIES, FULL_SIZE
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForImageTextToText
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -41,7 +41,7 @@ def pictures(count: int, size: tuple[int, int] = (64, 64)) -> list[torch.Tensor]
 # ---- features ----
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_features_are_the_normed_patch_tokens_bit_for_bit(name: str) -> None:
     text = {"model_type": "llama", **TEXT}
     model = EupeLlavaModel(EupeLlavaConfig(vision_config=variant_config(name), text_config=text)).eval()
@@ -199,6 +199,7 @@ def test_bfloat16_is_close_to_float32(family: str) -> None:
     assert cosine.min() > 0.998  # measured: 0.9997 (ViT) and 0.9989 (ConvNeXt), of weights ten times the usual
 
 
+@pytest.mark.slow
 def test_compiled_model_gives_equal_logits() -> None:
     model, processor = make_vlm("vit")
     inputs = dict(prompt(processor, ["<image> one"], pictures(1)))

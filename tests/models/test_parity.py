@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from modeling_common import GOLDEN, NAMES, golden_model, min_cosine, needs_golden, raw_weights
+from modeling_common import FULL_SIZE, GOLDEN, NAMES, golden_model, min_cosine, needs_golden, raw_weights
 from safetensors import safe_open
 
 from eupe_hf import EupeModel
@@ -37,7 +37,7 @@ MIN_COSINE = {torch.bfloat16: 0.9998, torch.float16: 0.99999}  # the requirement
 SMALL, LARGE = (256, 384), (1024, 1024)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=FULL_SIZE)
 def model(request) -> Iterator[tuple[str, EupeModel, dict]]:
     """Name, model, and the float32 features that were computed with it, by size. One model is in memory at a time."""
     yield request.param, golden_model(request.param), {}

@@ -186,6 +186,7 @@ def test_results_and_card_show_every_task(run: Run, material: Path) -> None:
         assert str(material.parent) not in (folder / file).read_text()  # no path of this machine
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_where_an_unbroken_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # killed between the two tasks of the fourth step, in the second epoch
     interrupt_and_resume(run, monkeypatch, BASIC, "vit", 8, "--epoch_of", "segmentation")
@@ -220,6 +221,7 @@ def test_a_step_follows_the_weighted_mean_of_the_losses(run: Run, material: Path
     assert max((after[name] - before[name]).abs().max() for name in after) > 1e-3
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_curve_of_one(run: Run, material: Path, tmp_path: Path) -> None:
     # the same batches, one after the other or side by side
     options = ("--max_steps", 3, "--no_augment", "--dropout", 0, "--per_device_train_batch_size", 3,

@@ -193,6 +193,7 @@ def test_resumed_run_ends_where_an_unbroken_one_does(
     assert any((start[name] - tensor).abs().max() > 1e-4 for name, tensor in expected.items())  # it did go on
 
 
+@pytest.mark.slow
 def test_small_batches_and_several_processes_give_the_same_curve(run: Run, material: Path, tmp_path: Path) -> None:
     # nothing random, and no batch norm, which would see parts of the batch
     options = ("--max_steps", 4, "--no_augment", "--dropout", 0, "--logging_steps", 1)

@@ -143,6 +143,7 @@ def test_merged_depth_model_is_an_ordinary_one(run: Run, material: Path, evaluat
     )
 
 
+@pytest.mark.slow
 def test_resumed_depth_run_ends_where_an_unbroken_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_and_resume(run, monkeypatch, "depth", "vit")
 
@@ -267,6 +268,7 @@ def assert_reloads(model: torch.nn.Module, material: Path, folder: Path, evaluat
     assert torch.equal(boxes, torch.cat([output.pred_boxes for output in evaluated]))
 
 
+@pytest.mark.slow
 def test_detection_learns_and_reloads_exactly(run: Run, material: Path, evaluated: list[Any]) -> None:
     folder, printed = run("detection", "adapter", "--num_train_epochs", 15, "--learning_rate", "3e-3",
                           "--head_learning_rate", "3e-3")  # fmt: skip
@@ -295,6 +297,7 @@ def test_modes_of_detection_train_what_they_say(run: Run, material: Path, evalua
     assert all(same) if mode == "probe" else not all(same)
 
 
+@pytest.mark.slow
 def test_resumed_detection_run_ends_where_an_unbroken_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_and_resume(run, monkeypatch, "detection", "convnext")
 

@@ -100,6 +100,7 @@ def assert_equals_one_process(result: subprocess.CompletedProcess, folder: Path,
     assert losses(folder) == pytest.approx(losses(alone), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_accelerate_launch_gives_the_curve_of_one_process(
     material: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_accelerate_launch_gives_the_curve_of_one_process(
     assert result.stdout.count("DDP wrappers: 1 made, 0 left") == 2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["vit", pytest.param("convnext", marks=pytest.mark.slow)])
 def test_sharded_training_gives_the_curve_of_one_process_and_reloads(

@@ -242,6 +242,7 @@ def test_classification_learns_from_a_stream(run: Run, capsys: pytest.CaptureFix
     assert AutoModelForImageClassification.from_pretrained(folder).config.id2label == {0: "blue", 1: "red"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "data", "factor", "options"),
     [
@@ -264,6 +265,7 @@ def test_other_tasks_learn_from_streams(
     assert len(found) == 20 and np.mean(found[-3:]) < factor * np.mean(found[:3]), found
 
 
+@pytest.mark.slow
 def test_resumed_run_on_a_stream_ends_where_an_unbroken_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # 24 rows: it is killed in the second turn
     options = ("--max_steps", 8, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 5,
@@ -289,6 +291,7 @@ def test_resumed_run_on_a_stream_ends_where_an_unbroken_one_does(run: Run, monke
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_stream(run: Run, material: Path, tmp_path: Path) -> None:
     # each process shuffles its own rows; in a buffer of one row they stay as they are, and batches hold the same
     options = ("--max_steps", 4, "--no_augment", "--dropout", 0, "--shuffle_buffer", 1)

@@ -217,6 +217,7 @@ def test_what_learns_is_float32_and_saved_as_it_came(
 # ---- steps ----
 
 
+@pytest.mark.slow
 def test_accumulated_batches_and_several_processes_give_the_same_curve(
     run: Run, material: Path, tmp_path: Path
 ) -> None:
@@ -419,6 +420,7 @@ def accuracy(folder: Path, images: list[Image.Image]) -> float:
     return float(np.mean([answer.strip() == str(i % 5) for i, answer in enumerate(answers)]))
 
 
+@pytest.mark.slow
 def test_both_stages_teach_counting_from_pictures(run: Run, tmp_path: Path) -> None:
     """Random tower, random language model: what is learned, is learned here, and from the pictures."""
     data = save_pictures(tmp_path / "many", 2000, seed=1)
