@@ -25,6 +25,7 @@ QUICK = {
     "loading": "--model eupe-t --rounds 1",
     "lora": "--models eupe-t --batch 1 --size 64 --rounds 1 --skip-memory",
     "lora_quality": "--quick --families vit --data digits",
+    "preprocessing": "--rounds 1",
     "multitask": "--models eupe-t --size 64 --rounds 1",
     "vlm": "--models eupe-t --size 64 --rounds 1",
 }
