@@ -48,7 +48,7 @@ def tiny_config(family: str, **overrides: Any) -> EupeConfig:
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw all parameters anew, so that each of them matters.
+    """Draw new values for all parameters, so that each of them matters.
 
     As initialised, layer-scale is 1e-5 and biases are zero: then a wrong block or a forgotten bias cannot be seen.
     """

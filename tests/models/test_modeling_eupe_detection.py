@@ -199,7 +199,7 @@ def test_losses_are_those_of_the_stated_targets() -> None:
 
 def test_unlabelled_images_give_no_loss_and_empty_ones_do() -> None:
     torch.manual_seed(0)
-    model = EupeForObjectDetection(tiny("vit")).eval()  # in train mode the rotary rescale draws anew
+    model = EupeForObjectDetection(tiny("vit")).eval()  # in train mode the rotary rescale is random
     images, labels = draw_shapes(3, 64, seed=0)
     alone = model(images[:1], labels=labels[:1])
     mixed = model(images, labels=[labels[0], None, None])
@@ -368,7 +368,7 @@ def test_frozen_encoder_stays_as_it_is(family: str) -> None:
 def test_bfloat16_model_predicts_and_trains(family: str) -> None:
     torch.manual_seed(0)
     model = EupeForObjectDetection(tiny(family)).train()
-    model.freeze_backbone()  # else the rotary rescale draws anew
+    model.freeze_backbone()  # else the rotary rescale is random
     images, labels = draw_shapes(4, 64, seed=0)
     expected = model(images, labels=labels)
     outputs = model.bfloat16()(images, labels=labels)

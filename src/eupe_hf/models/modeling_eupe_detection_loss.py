@@ -18,8 +18,7 @@ def assign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give each object the `count` positions inside its box with the highest score * overlap^2 (TOOD's alignment).
 
-    A small object without a position inside takes the nearest. A position that several objects want goes to the one
-    that it fits best.
+    An object without a position inside takes the nearest. A position that several objects want goes to the best fit.
 
     Args:
         scores: (N, objects), the score of each position for the class of each object, in [0, 1].
