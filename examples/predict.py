@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import logging as transformers_logging
 
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.visualization.predictions import Predictor
 
 

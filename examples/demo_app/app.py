@@ -18,7 +18,7 @@ from photographs import Photograph, open_photograph
 from transformers import logging as transformers_logging
 
 from eupe_hf import VARIANTS
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 
 
 try:

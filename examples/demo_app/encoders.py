@@ -14,7 +14,7 @@ from PIL import Image
 
 from eupe_hf import EupeBackbone, EupeConfig, EupeForMultiTask, EupeImageProcessor, EupeMultiTaskConfig, variant_config
 from eupe_hf.loading import load_encoder, load_processor, load_task_model, pick_device
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.visualization import (
     heat_picture,
     mark_patch,

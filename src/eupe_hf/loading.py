@@ -10,7 +10,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .models.configuration_eupe_multitask import EupeMultiTaskConfig
 from .models.modeling_eupe import EupeModel, EupePreTrainedModel
-from .models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
+from .models.modeling_eupe_multitask import EupeForMultiTask
+from .models.modeling_eupe_tasks import TASK_MODELS
 from .variants import check_source
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.training import MODES, one_sentence, parse_recipe
 from eupe_hf.training.augmentation import training_augmentation
 from eupe_hf.training.multitask import MultiTask

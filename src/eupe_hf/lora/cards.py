@@ -15,7 +15,8 @@ from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
 from eupe_hf.models.modeling_eupe_adapter import ADAPTER_CONFIG_NAME
 from eupe_hf.models.modeling_eupe_cards import LICENSE_TEXT, hub_id
 from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
+from eupe_hf.models.modeling_eupe_multitask import EupeForMultiTask
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.variants import VARIANTS
 
 

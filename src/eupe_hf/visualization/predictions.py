@@ -12,7 +12,8 @@ from transformers.utils import ModelOutput
 
 from eupe_hf.loading import load_processor, load_task_model, pick_device
 from eupe_hf.models.configuration_eupe import EupeConfig
-from eupe_hf.models.modeling_eupe_multitask import TASK_MODELS, EupeForMultiTask
+from eupe_hf.models.modeling_eupe_multitask import EupeForMultiTask
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.models.post_processing_eupe import EupePostProcessingMixin
 
 from . import pictures
