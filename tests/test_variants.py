@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from modeling_common import NAMES, SHARED
+from conftest import NAMES, SHARED
 
 from eupe_hf import EupeModel, variant_config
 from eupe_hf.variants import VARIANTS, find_variant, get_variant

@@ -16,7 +16,7 @@ import peft
 import pytest
 import torch
 import yaml
-from conftest import FULL_SIZE, ROOT
+from conftest import ROOT
 from hub_server import TOKEN, HubServer, hub_environment, use_hub
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import EvalResult, ModelCardData, model_index_to_eval_results
@@ -35,7 +35,8 @@ from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
 CARDS = ROOT / "model_cards"
 QUICK = ("eupe-t", "eupe-convnext-t")
 BY_NAME = pytest.mark.parametrize("name", VARIANTS)
-BY_SIZE = pytest.mark.parametrize("name", FULL_SIZE)
+SLOW = [pytest.param(name, marks=() if name == "eupe-t" else pytest.mark.slow) for name in VARIANTS]
+BY_SIZE = pytest.mark.parametrize("name", SLOW)
 # What only the author of a model knows, as a user would write it.
 ABOUT = {
     "head": {"trained_on": "[me/rooms](https://huggingface.co/datasets/me/rooms), 5,000 photographs.",

@@ -325,7 +325,7 @@ def test_script_reads_json_lines_with_paths_and_rows_without_image(run: Run, tmp
         (("multiple_choice",), "neither a column 'choices' for the choices nor columns A and B"),
         (
             ("vqa", "--vqa_soft", "--answer_column", "answer"),
-            "Row 0: This accuracy takes the answers of several people, got 1.",
+            "Row 0: This accuracy needs the answers of several people, got 1.",
         ),
         (("vqa", "--by_likelihood"), "--by-likelihood requires --task multiple_choice, got vqa"),
         (("vqa", "--limit", "0"), "--limit must be at least 1, got 0"),

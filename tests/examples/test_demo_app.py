@@ -236,6 +236,7 @@ def test_command_line_refuses_what_it_cannot_load(
         assert exit_.value.code == 2 and words in capsys.readouterr().err, options
 
 
+@pytest.mark.slow
 def test_no_weights_are_an_error_not_a_random_model(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, DEMO / "app.py"]

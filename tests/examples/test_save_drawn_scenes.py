@@ -10,8 +10,8 @@ from conftest import ROOT, run_script
 from PIL import Image
 from scenes_common import drawn_scenes, drawn_words
 
-from eupe_hf.data.coco import load_coco
 from eupe_hf.data.options import DataArguments
+from eupe_hf.data.rows import Rows
 from eupe_hf.data.splits import load_splits
 from eupe_hf.training.conversations import Conversations
 
@@ -33,7 +33,7 @@ def scene(index: int, split: str = "validation", **options: tuple[int, int]) -> 
 @pytest.mark.parametrize("targets", ["masks", "depth"])
 def test_images_lie_beside_their_maps(saved: Path, targets: str) -> None:
     arguments = DataArguments(dataset=str(saved))
-    train, validation, split = load_splits(arguments, {"image": "image", "label": "map"}, 0, targets=targets)
+    train, validation, split = load_splits(arguments, {"image": "image", "label": "label"}, 0, targets=targets)
     assert len(train) == len(validation) == 6 and split == "validation"
     row = validation[4]
     np.testing.assert_array_equal(np.asarray(Image.open(row["image"]["path"])), np.asarray(scene(4).picture))
@@ -45,8 +45,12 @@ def test_images_lie_beside_their_maps(saved: Path, targets: str) -> None:
 
 def test_boxes_are_read_as_coco(saved: Path) -> None:
     arguments = DataArguments(dataset=str(saved), label_column="objects")
-    train, validation, _, names = load_coco(arguments, 0)
-    assert len(train) == 6 and names == dict(enumerate(drawn_scenes.SHAPES))
+    columns = {"image": "image", "objects": "objects"}
+    train, validation, _ = (
+        part.data if isinstance(part, Rows) else part for part in load_splits(arguments, columns, 0)
+    )
+    names = train.features["objects"]["category"].feature.names
+    assert len(train) == 6 and names == list(drawn_scenes.SHAPES)
     objects = scene(3).objects
     boxes = [(left, top, right - left, bottom - top) for left, top, right, bottom in (thing.box for thing in objects)]
     assert [tuple(box) for box in validation[3]["objects"]["bbox"]] == boxes

@@ -139,6 +139,7 @@ print(peak - before)
 """
 
 
+@pytest.mark.slow
 def test_join_holds_one_part_at_a_time(tmp_path: Path) -> None:
     result = run("-c", JOINED, tmp_path, home=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -263,6 +263,7 @@ def run_isolated(program: str, work: Path, server: HubServer) -> list:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_process_without_the_package_loads_saves_and_shares(server: HubServer, tmp_path: Path) -> None:
     expected = {}
     for family in CONFIGS:

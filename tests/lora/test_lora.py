@@ -349,6 +349,7 @@ def test_random_rescaling_is_there_while_the_adapter_learns(bases: dict[str, Pat
     assert not is_random()
 
 
+@pytest.mark.slow
 def test_without_the_package_the_base_has_the_code(tmp_path: Path, bases: dict[str, Path]) -> None:
     torch.manual_seed(0)
     base = EupeForImageClassification.from_pretrained(bases["vit"], num_labels=3)

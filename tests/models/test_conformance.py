@@ -19,6 +19,8 @@ from conftest import ROOT
 import eupe_hf
 
 
+pytestmark = pytest.mark.slow
+
 HARNESS = ROOT.parent / "shared" / "conformance"
 SUBJECT = ROOT / "tests" / "conformance" / "subject.py"
 TESTS = ("test_vision.py", "test_image_processing.py", "test_vlm.py", "test_processing.py")
@@ -102,7 +104,6 @@ def report(tmp_path_factory) -> dict[str, Any]:
     return _run(str(SUBJECT), tmp_path_factory.mktemp("conformance"))
 
 
-@pytest.mark.slow
 def test_no_common_test_fails(report):
     failed = {name: test["reason"] for name, test in report["tests"].items() if test["outcome"] == "failed"}
     assert failed == {}
@@ -131,7 +132,6 @@ def test_explained_skips_of_the_vlm_are_skipped_for_the_stated_reason(report, na
         assert EXPLAINED_VLM[name] in test["reason"]
 
 
-@pytest.mark.slow
 def test_every_other_test_that_dinov3_passes_is_passed(report, tmp_path):
     dinov3 = _run("dinov3", tmp_path)["tests"]
     ours = {name: test["outcome"] for name, test in report["tests"].items()}

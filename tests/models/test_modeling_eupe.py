@@ -115,7 +115,7 @@ def test_hidden_states_are_those_before_the_norm(family):
         assert last.shape == (2, 20, 2, 3)
         last = last.flatten(2).transpose(1, 2)
     assert torch.equal(model.norm(last), outputs.last_hidden_state)
-    first = model.encoder.stem(image) if family == "convnext" else model.encoder.embeddings(image)[0]
+    first = model.encoder.stem(image) if family == "convnext" else model.encoder.embeddings(image, None)[0]
     assert max_abs(outputs.hidden_states[0], first) < 1e-6
 
 

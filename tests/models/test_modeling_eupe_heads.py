@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from modeling_common import FULL_SIZE, GOLDEN, needs_golden, raw_weights
+from conftest import requires_shared as needs_golden
+from modeling_common import FULL_SIZE, GOLDEN, raw_weights
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional

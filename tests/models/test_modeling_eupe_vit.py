@@ -370,7 +370,7 @@ NEEDS_COMPILER = pytest.mark.skipif(not shutil.which("c++"), reason="flex attent
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sdpa", pytest.param("flex_attention", marks=NEEDS_COMPILER)])
+@pytest.mark.parametrize("name", ["sdpa", pytest.param("flex_attention", marks=[NEEDS_COMPILER, pytest.mark.slow])])
 def test_attention_back_ends_agree_with_eager(name):
     model, image = tiny_model("vit"), pixels(2, 64, 80)
     model.set_attn_implementation("eager")

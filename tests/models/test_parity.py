@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from modeling_common import FULL_SIZE, GOLDEN, NAMES, golden_model, min_cosine, needs_golden, raw_weights
+from conftest import requires_shared as needs_golden
+from modeling_common import FULL_SIZE, GOLDEN, NAMES, golden_model, min_cosine, raw_weights
 from safetensors import safe_open
 
 from eupe_hf import EupeModel

@@ -294,7 +294,7 @@ def test_plain_llava_that_feeds_registers_is_warned_of_once(
         assert model(**inputs).image_hidden_states.shape[0] == 20
     (message,) = warnings_of_the_encoder
     assert "a class token and 4 registers and have not passed the final norm" in message
-    assert "EupeLlavaForConditionalGeneration gives it normed patch tokens" in message
+    assert "EupeLlavaForConditionalGeneration feeds it normed patch tokens" in message
 
 
 def test_plain_llava_with_a_convnext_fails(warnings_of_the_encoder: list[str]) -> None:

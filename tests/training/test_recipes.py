@@ -161,7 +161,10 @@ def test_segmentation_learns_and_reloads_exactly(run: Run, material: Path, evalu
     assert torch.equal(reloaded_logits(model, rows), torch.cat([output.logits for output in evaluated]))
 
 
-@pytest.mark.parametrize(("task", "family"), [("classification", "vit"), ("segmentation", "convnext")])
+@pytest.mark.parametrize(
+    ("task", "family"),
+    [("classification", "vit"), pytest.param("segmentation", "convnext", marks=pytest.mark.slow)],
+)
 def test_resumed_run_ends_where_an_unbroken_one_does(
     run: Run, monkeypatch: pytest.MonkeyPatch, task: str, family: str
 ) -> None:

@@ -248,7 +248,13 @@ def test_accumulated_batches_and_several_processes_give_the_same_curve(
     assert losses(two) == pytest.approx(losses(whole), abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [[], ["--lora", "both", "--dropout", 0.2]], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([], id="full", marks=pytest.mark.slow),
+        pytest.param(["--lora", "both", "--dropout", 0.2], id="lora"),
+    ],
+)
 def test_resumed_run_ends_where_an_unbroken_one_does(
     run: Run, monkeypatch: pytest.MonkeyPatch, options: list[Any]
 ) -> None:
@@ -373,6 +379,7 @@ def test_alpha_of_llava_1_5_is_an_option(tmp_path: Path) -> None:
     assert (model.rank, model.alpha) == (128, 256.0)
 
 
+@pytest.mark.slow
 def test_examples_of_a_step_are_of_one_length(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0)
     turns = [(" and 3" * int(extra), str(i)) for i, extra in enumerate(noise.integers(0, 40, 256))]
