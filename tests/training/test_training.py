@@ -78,6 +78,18 @@ def test_convnext_rates_fall_by_stage() -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_full_fine_tuning_may_skip_blocks(family: str) -> None:
+    model = EupeForImageClassification(tiny_config(family, num_labels=3, layerscale_value=1.0))
+    model = adapt(model, ModelArguments(mode="full", drop_path_rate=0.5)).train()
+    images = torch.randn(1, 3, 64, 64).expand(16, -1, -1, -1)
+    torch.manual_seed(0)
+    assert model.config.drop_path_rate == 0.5 and len(model(images).logits.unique(dim=0)) > 1
+    assert len(model.eval()(images).logits.round(decimals=4).unique(dim=0)) == 1
+    with pytest.raises(ValueError, match=r"--drop_path_rate must be from 0 to below 1, got 1\.0"):
+        ModelArguments(drop_path_rate=1.0)
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext"])
 def test_rates_of_adapters_are_those_of_their_blocks(family: str) -> None:
     model = EupeForImageClassification(
         tiny_config(family, num_labels=3, **({"num_hidden_layers": 3} if family == "vit" else {}))

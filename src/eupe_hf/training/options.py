@@ -106,6 +106,9 @@ class ModelArguments(AdapterArguments):
     layers: list[int] | None = field(
         default=None, metadata={"help": "blocks or stages that the head reads, from 0; default: the last"}
     )
+    drop_path_rate: float = field(
+        default=0.0, metadata={"help": "stochastic depth: how often training skips the last block; earlier ones less"}
+    )
     targets: list[str] | None = field(
         default=None,
         metadata={"help": "LoRA: attention, mlp, all, or names of layers; default: attention, for a ConvNeXt mlp"},
@@ -118,11 +121,14 @@ class ModelArguments(AdapterArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"--drop_path_rate must be from 0 to below 1, got {self.drop_path_rate}.")
         self.loading: dict[str, Any] = {}  # keyword arguments of `from_pretrained`, for quantized weights
 
     def settings(self) -> dict[str, Any]:
         """What results and card say of these options."""
         chosen: dict[str, Any] = {"encoder": public(self.model), "mode": self.mode, "layers": self.layers}
+        chosen["drop_path_rate"] = self.drop_path_rate or None
         names = ("rank", "alpha", "targets", "dropout", "use_dora", "use_rslora", "quantize")
         return chosen | {name: getattr(self, name) for name in names if self.mode == "lora"}
 

@@ -118,6 +118,8 @@ class CardTrainer(Trainer):
 
 def adapt(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
     """Choose what is trained: the model with adapters, with a frozen encoder, or as it is."""
+    if arguments.drop_path_rate:
+        model.eupe.config.drop_path_rate = arguments.drop_path_rate
     if arguments.mode == "probe":
         model.freeze_backbone()
     if arguments.mode != "lora":
