@@ -19,8 +19,7 @@ from hub_server import TOKEN, HubServer, use_hub
 from huggingface_hub import ModelCard
 from modeling_common import tiny_config
 from PIL import Image
-from recipes_common import RESUME_TOLERANCE, Run, assert_falls, draw_classes, draw_maps, keep_evaluated, losses
-from safetensors.torch import load_file
+from recipes_common import Run, assert_falls, draw_classes, draw_maps, interrupt_and_resume, keep_evaluated, losses
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -30,7 +29,6 @@ from transformers import (
 
 from eupe_hf import EupeForImageClassification, EupeForSegmentation, EupeModel
 from eupe_hf.data.options import DataArguments
-from eupe_hf.training import RecipeTrainer
 from eupe_hf.training.rows import TrainingRows
 from eupe_hf.training.tasks.classification import load_classification
 from eupe_hf.training.tasks.segmentation import load_segmentation
@@ -169,31 +167,8 @@ def test_resumed_run_ends_where_an_unbroken_one_does(
     run: Run, monkeypatch: pytest.MonkeyPatch, task: str, family: str
 ) -> None:
     # dropout, augmentation, rotary rescaling and order all go on; killed in the middle of the second epoch
-    options = (
-        "--max_steps", 6, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 5,
-        "--eval_strategy", "steps", "--eval_steps", 2, "--load_best_model_at_end", False,
-        "--per_device_train_batch_size", 6, "--dropout", 0.2,
-    )  # fmt: skip
-    whole, _ = run(task, "whole", *options, family=family)
-    step, calls = RecipeTrainer.training_step, []
-
-    def killed(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RecipeTrainer, "training_step", killed)
-        run(task, "broken", *options, family=family)
-    broken, _ = run(task, "broken", *options, "--resume_from_checkpoint", "last", family=family)
-    assert losses(broken) == pytest.approx(losses(whole), abs=RESUME_TOLERANCE) and len(losses(whole)) == 6
-    expected, found = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=RESUME_TOLERANCE, msg=name)
-    start = load_file(broken / "checkpoint-2" / "adapter_model.safetensors")
-    assert any((start[name] - tensor).abs().max() > 1e-4 for name, tensor in expected.items())  # it did go on
+    more = ("--eval_steps", 2, "--per_device_train_batch_size", 6)
+    interrupt_and_resume(run, monkeypatch, task, family, 4, *more)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def describe(path: Path) -> dict[str, Any]:
     """Describe a file or folder, in JSON values by names for people.
 
     Raises:
-        OSError: There is no such file or folder.
+        OSError: The file or folder does not exist.
         ValueError: It holds nothing of EUPE.
     """
     if path.is_dir() and (path / ADAPTER_CONFIG_NAME).is_file():

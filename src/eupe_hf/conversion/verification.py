@@ -74,7 +74,7 @@ def compare_with_golden(model: EupeModel | EupeBackbone, golden_path: str | os.P
             and "masked/<output>".
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: It is not a safetensors file, or has no outputs of an encoder, or of one of another shape.
     """
     golden = _read_golden(Path(golden_path))

@@ -93,7 +93,7 @@ def read_features(path: str | os.PathLike) -> FeatureFile:
     """Read a feature file, or all `.parquet` files of a folder, as Ray and `examples/features_datasets.py` write them.
 
     Raises:
-        FileNotFoundError: There is no such file, or no `.parquet` file in the folder.
+        FileNotFoundError: The file does not exist, or the folder holds no `.parquet` file.
         ImportError: pyarrow is not installed.
         ValueError: A file does not hold features, or the files of a folder come from several models.
     """
