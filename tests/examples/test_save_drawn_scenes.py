@@ -35,12 +35,12 @@ def test_images_lie_beside_their_maps(saved: Path, targets: str) -> None:
     arguments = DataArguments(dataset=str(saved))
     train, validation, split = load_splits(arguments, {"image": "image", "label": "label"}, 0, targets=targets)
     assert len(train) == len(validation) == 6 and split == "validation"
-    row = validation[4]
-    np.testing.assert_array_equal(np.asarray(Image.open(row["image"]["path"])), np.asarray(scene(4).picture))
+    image, label = validation[4]
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(scene(4).picture))
     if targets == "masks":
-        np.testing.assert_array_equal(np.asarray(Image.open(row["map"]["path"])), scene(4).parts)
+        np.testing.assert_array_equal(np.asarray(label), scene(4).parts)
     else:
-        np.testing.assert_array_equal(np.load(row["map"]["path"]), scene(4).depth)
+        np.testing.assert_array_equal(label, scene(4).depth)
 
 
 def test_boxes_are_read_as_coco(saved: Path) -> None:
