@@ -198,7 +198,9 @@ def test_guide_of_the_examples_runs(place: tuple[Path, HubServer, Path]) -> None
     assert (names["prompt"]["input_ids"] == names["vlm_processor"].image_token_id).sum() == 576
     assert 0 < len(names["answer"]) <= 8
     assert names["metrics"].compute() == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "mean_accuracy": 1.0}
-    assert run_commands("examples/README.md", *place).endswith("\n21596544\n")
+    printed = run_commands("examples/README.md", *place)
+    assert "\n21596544\n" in printed and "linear probes   seen  unseen" in printed
+    assert (folder / "my-drawn" / "results-1.png").is_file()
     assert {file.name for file in (folder / "predictions").iterdir()} == {"coffee.png", "chelsea.png"}
     assert (folder / "multitask.png").is_file() and (folder / "my-multitask" / "config.json").is_file()
     assert json.loads((folder / "knn.json").read_text())["metrics"] == {"accuracy@2": 1.0, "accuracy@5": 1.0}
