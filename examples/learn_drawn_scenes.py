@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="example: python examples/learn_drawn_scenes.py --output my-scenes --steps 200",
     )
     parser.add_argument("--output", type=Path, default=Path("my-scenes"), help="folder for the model and pictures")
-    parser.add_argument("--steps", type=int, default=2500, help="batches of 16 scenes (default: 2500)")
+    parser.add_argument("--steps", type=int, default=3000, help="batches of 16 scenes (default: 3000)")
     parser.add_argument("--backbone", choices=("convnext", "vit"), default="convnext", help="(default: convnext)")
     arguments = parser.parse_args()
     if arguments.steps < 1:
@@ -102,12 +102,13 @@ def train(model: EupeForMultiTask, processor: EupeImageProcessor, steps: int) ->
     seen, start = seen_together(SceneGenerator().combinations), time.perf_counter()
     model.train()
     for step in range(1, steps + 1):
-        scenes = [*SceneGenerator(SIDE, texture=min(1.0, 2 * step / steps)).scenes(16, start=16 * step)]
+        generator = SceneGenerator(SIDE, texture=min(1.0, 2 * step / steps), noise=step % 17)
+        scenes = [*generator.scenes(16, start=16 * step)]
         inputs = processor([scene.picture for scene in scenes], return_tensors="pt")
         loss = model(**inputs, labels=make_labels(scenes)).loss
         features, facts = object_features(kept.pop(), scenes)
         shape, colour, position = readout(features).split((len(SHAPES), len(COLOURS), 2), dim=1)
-        loss += 2 * cross_entropy(shape, facts, "shape", seen) + cross_entropy(colour, facts, "colour", seen)
+        loss += 4 * cross_entropy(shape, facts, "shape", seen) + cross_entropy(colour, facts, "colour", seen)
         loss += functional.smooth_l1_loss(10 * position, 10 * facts["position"])
         optimizer.zero_grad()
         loss.backward()
