@@ -102,6 +102,7 @@ def fit(features: torch.Tensor, facts: dict[str, torch.Tensor], name: str, seen:
         return layer
     layer = torch.nn.Linear(features.shape[1], len(SHAPES) if name == "shape" else len(COLOURS))
     torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
