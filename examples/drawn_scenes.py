@@ -164,8 +164,7 @@ class SceneGenerator:
             f"objects must be two ascending numbers from 0 to 6, got {objects}": 0 <= objects[0] <= objects[1] <= 6,
             f"fold must be 0 to 5, got {fold}": fold in range(6),
             f"scale must be above 0 and at most 1.5, got {scale}": 0 < scale <= 1.5,
-            f"objects would be {smallest:.1f} pixels wide: take a larger side or scale, or fewer objects": smallest
-            >= 3,
+            f"an object could be {smallest:.1f} pixels wide: take a larger side or scale": smallest >= 3,
             f"texture must be 0 to 2, got {texture}": 0 <= texture <= 2,
             f"noise must be 0 to 255, got {noise}": 0 <= noise <= 255,
         }
