@@ -51,9 +51,9 @@ def render(
     Args:
         layouts: The objects.
         backdrop: Wall and floor.
-        side: Of the picture, in pixels.
+        side: Side of the picture in pixels.
         change: The largest change of a value by noise.
-        noise: Where the noise comes from.
+        noise: The source of the noise.
 
     Returns:
         Pixels (side, side, 3) uint8; (side, side) uint8, 0 or i + 1 where object i is visible; (side, side) float32,
@@ -121,4 +121,4 @@ def visible_shares(layouts: list[Layout], side: int = 96) -> list[float]:
     masks = [layout.coverage(side) > 0 for layout in layouts]
     before = [np.zeros((side, side), bool), *masks[:0:-1]]
     hidden = list(np.logical_or.accumulate(before))[::-1] if masks else []
-    return [1 - float((mask & cover).sum()) / mask.sum() for mask, cover in zip(masks, hidden, strict=True)]
+    return [1 - float((mask & cover).sum()) / max(1, mask.sum()) for mask, cover in zip(masks, hidden, strict=True)]

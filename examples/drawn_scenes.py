@@ -8,7 +8,7 @@
     >>> [thing.name for thing in scene.objects]  # far to near
     ['pink disc', 'cyan disc', 'pink disc']
 
-Scene 7 of seed 0 is the same on every machine, whatever was drawn before: pixels come from integers and from exact
+Scene 7 of seed 0 is the same on every machine, whatever you draw before it: pixels come from integers and from exact
 floating-point operations alone. A larger `side` shows the same scene in more pixels. `drawn_words.py` has captions and
 questions, and `save_drawn_scenes.py` writes scenes as data sets. Only numpy and Pillow are needed.
 """
@@ -37,6 +37,7 @@ PARTS = {0: "wall", 1: "floor", 2: "disc", 3: "square", 4: "triangle"}  # classe
 SPLITS = ("train", "validation", "test", "unseen")
 SIDES = (64, 512)  # pixels, the smallest and the largest
 _VISIBLE = 0.6  # share of each object that the others leave visible, at least
+_LEAST = 0.12  # of the side: the width of the smallest object at scale 1
 
 
 def held_out_combinations(fold: int = 0) -> frozenset[tuple[str, str]]:
@@ -116,17 +117,17 @@ class SceneGenerator:
 
     Args:
         side: Side of the pictures in pixels, 64 to 512.
-        seed: Of the scenes; another seed gives other scenes.
+        seed: Each seed gives other scenes, 0 or larger.
         split: "train", "validation" and "test" never show the held-out combinations of colour and shape; "unseen"
             shows nothing else.
         objects: The smallest and the largest number of objects in a scene, 0 to 6.
         fold: Which combinations are held out, see `held_out_combinations`.
-        scale: Factor of the objects' sizes. At 1 and up to three objects, they take 0.12 to 0.6 of the side.
+        scale: Factor of the objects' sizes. At 1, with up to three objects, an object is 0.12 to 0.6 of the side wide.
         texture: Strength of the textures of wall and floor; 0 leaves them plain.
         noise: The largest change of a pixel's value by noise, 0 to 255.
 
     Raises:
-        ValueError: A side, split, number of objects, fold, scale or noise that is not allowed.
+        ValueError: An option out of its range, or objects of less than 3 pixels.
 
     Example:
 
@@ -155,12 +156,15 @@ class SceneGenerator:
         texture: float = 1.0,
         noise: int = 8,
     ):
+        smallest = side * scale * _LEAST * _room(objects[1])
         checks = {
+            f"seed must be at least 0, got {seed}": seed >= 0,
             f"side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}": SIDES[0] <= side <= SIDES[1],
             f"split must be one of {', '.join(SPLITS)}, got {split!r}": split in SPLITS,
             f"objects must be two ascending numbers from 0 to 6, got {objects}": 0 <= objects[0] <= objects[1] <= 6,
             f"fold must be 0 to 5, got {fold}": fold in range(6),
             f"scale must be above 0 and at most 1.5, got {scale}": 0 < scale <= 1.5,
+            f"an object could be {smallest:.1f} pixels wide: take a larger side or scale": smallest >= 3,
             f"texture must be 0 to 2, got {texture}": 0 <= texture <= 2,
             f"noise must be 0 to 255, got {noise}": 0 <= noise <= 255,
         }
@@ -224,7 +228,7 @@ class SceneGenerator:
             layouts = []
             for foot, column, pair in zip(feet, noise.permutation(columns)[:count], chosen, strict=True):
                 centre = (column + noise.uniform(0.3, 0.7)) / columns
-                layouts.append(self._layout(noise, self.combinations[pair], foot, centre, 4 / max(4, count + 1)))
+                layouts.append(self._layout(noise, self.combinations[pair], foot, centre, _room(count)))
             if all(seen >= _VISIBLE for seen in visible_shares(layouts)):
                 return layouts
 
@@ -233,7 +237,8 @@ class SceneGenerator:
         same = [pair for pair in self.combinations if pair[0] == first[0]]
         second = same[noise.integers(0, len(same))]
         while True:  # until the near one can hide at least half of the far one
-            feet = noise.uniform(0.35, 0.5), noise.uniform(0.6, 0.8)
+            foot = noise.uniform(0.35, 0.5)
+            feet = foot, foot + noise.uniform(0.1, 0.35) * min(1.0, self.scale)
             far, near = (self._layout(noise, *one, 0.5, 1.0) for one in zip((first, second), feet, strict=True))
             if visible_shares([far, near])[0] <= 0.5:
                 return [far, replace(near, rgb=far.rgb)]
@@ -264,6 +269,11 @@ class SceneGenerator:
             for number, layout in enumerate(layouts, start=1)
         )
         return Scene(Image.fromarray(pixels), instances, depth, objects, index, self.combinations)
+
+
+def _room(count: int) -> float:
+    """Factor of the objects' sizes: many are smaller."""
+    return 4 / max(4, count + 1)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:

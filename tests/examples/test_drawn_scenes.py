@@ -169,6 +169,11 @@ def test_two_objects_of_one_colour_cross() -> None:
 def test_smaller_objects_and_empty_scenes() -> None:
     large, small = (SceneGenerator(512, scale=scale, objects=(1, 1)).scene(3).objects[0] for scale in (1.0, 0.25))
     assert (small.box[2] - small.box[0]) / (large.box[2] - large.box[0]) == pytest.approx(0.25, abs=0.03)
+    for index in range(3):
+        frames = SceneGenerator(200, scale=0.25).video(index, frames=61, crossing=True)
+        assert max(thing.box[2] - thing.box[0] for thing in frames[0].objects) < 20
+        shares = [(frame.instances == 1).sum() for frame in frames]
+        assert min(shares) < 0.7 * max(shares)  # small objects pass before each other too
     empty = SceneGenerator(objects=(0, 0)).scene(0)
     assert empty.objects == () and not empty.instances.any() and set(np.unique(empty.parts)) == {0, 1}
 
@@ -182,6 +187,8 @@ def test_smaller_objects_and_empty_scenes() -> None:
         ({"objects": (3, 2)}, r"objects must be two ascending numbers from 0 to 6, got \(3, 2\)."),
         ({"objects": (1, 7)}, "objects must be two ascending numbers from 0 to 6"),
         ({"fold": 6}, "fold must be 0 to 5, got 6."),
+        ({"seed": -1}, "seed must be at least 0, got -1."),
+        ({"side": 64, "scale": 0.3}, "an object could be 2.3 pixels wide: take a larger side or scale."),
         ({"scale": 0}, "scale must be above 0 and at most 1.5, got 0."),
         ({"texture": 3}, "texture must be 0 to 2, got 3."),
         ({"noise": 256}, "noise must be 0 to 255, got 256."),

@@ -20,17 +20,16 @@ from eupe_hf.visualization.predictions import Predictor
 
 def learn(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Run the script as a user does, but measure on few scenes."""
-    measured, probed = probes.measure, probes.probe
-    monkeypatch.setattr(probes, "measure", lambda *a: measured(*a, count=12))
-    monkeypatch.setattr(probes, "probe", lambda *a: probed(*a, counts=(40, 20)))
+    measured, probed = learn_drawn_scenes.measure, probes.probe
+    monkeypatch.setattr(learn_drawn_scenes, "measure", lambda *a: measured(*a, count=12))
+    monkeypatch.setattr(learn_drawn_scenes, "probe", lambda *a: probed(*a, counts=(40, 20)))
     monkeypatch.setattr(sys, "argv", ["learn_drawn_scenes.py", "--output", str(folder), *arguments])
     learn_drawn_scenes.main()
 
 
 def test_labels_are_what_the_heads_take() -> None:
     scenes = [*drawn_scenes.SceneGenerator(learn_drawn_scenes.SIDE, seed=3).scenes(8)]
-    is_grey = np.arange(8) == 5
-    labels = learn_drawn_scenes.make_labels(scenes, is_grey, np.random.default_rng(0))
+    labels = learn_drawn_scenes.make_labels(scenes)
     thing = scenes[0].objects[0]
     left, top, right, bottom = thing.box
     expected = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / learn_drawn_scenes.SIDE
@@ -39,18 +38,7 @@ def test_labels_are_what_the_heads_take() -> None:
     assert labels["count"].tolist() == [len(scene.objects) - 1 for scene in scenes]
     np.testing.assert_array_equal(labels["parts"], np.stack([scene.parts for scene in scenes]))
     np.testing.assert_array_equal(labels["depth"], np.stack([scene.depth for scene in scenes]))
-    coarse, full = labels["colours"].numpy(), np.stack([scene.colours for scene in scenes])
-    assert coarse.shape == (8, 24, 24)
-    assert (coarse[5] == 255).all()  # a grey picture has no colours
-    np.testing.assert_array_equal(coarse[~is_grey], full[~is_grey][:, 2::4, 2::4])
-    shapes = labels["shapes"].numpy()
-    for scene, points in zip(scenes, shapes, strict=True):
-        for number, thing in enumerate(scene.objects, start=1):
-            inside = points[scene.instances == number]
-            assert sorted(inside)[:5] == [thing.label] * 4 + [255]  # four pixels of each object
-        assert (points[scene.instances == 0] == 255).all()
-    names = learn_drawn_scenes.make_model("vit").config.head_config("cells").id2label
-    assert names[int(labels["cells"][0, 23, 0])] == "row 7, column 0"
+    np.testing.assert_array_equal(labels["colours"], np.stack([scene.colours[::2, ::2] for scene in scenes]))
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext"])
@@ -110,11 +98,10 @@ def test_probes_read_what_features_say_and_no_more() -> None:
     assert max(probes.probe(without, processor, counts=(150, 60))["position"].values()) < 0.5
 
 
-def test_probes_of_an_object_weigh_its_visible_pixels() -> None:
+def test_the_feature_of_an_object_is_the_mean_over_its_visible_pixels() -> None:
     scene = drawn_scenes.SceneGenerator(96, seed=2, objects=(2, 3)).scene(1)
-    features, facts = probes.object_features(
-        Oracle([scene]), EupeImageProcessor(size={"height": 96, "width": 96}), [scene]
-    )
+    maps = Oracle([scene])(torch.zeros(1)).feature_maps[0]
+    features, facts = probes.object_features(maps, [scene])
     assert features.shape == (len(scene.objects), 16)
     for number, thing in enumerate(scene.objects, start=1):
         rows, columns = np.nonzero(scene.instances == number)
@@ -123,6 +110,24 @@ def test_probes_of_an_object_weigh_its_visible_pixels() -> None:
         np.testing.assert_allclose(facts["position"][number - 1], centre, rtol=1e-5)
         assert facts["shape"][number - 1] == thing.label
         assert [*drawn_scenes.COLOURS][facts["colour"][number - 1]] == thing.colour
+
+
+def test_classes_that_never_occur_together_are_not_compared() -> None:
+    combinations = drawn_scenes.SceneGenerator().combinations
+    seen = probes.seen_together(combinations)
+    colour, shape = next(iter(drawn_scenes.held_out_combinations()))
+    column, row = [*drawn_scenes.COLOURS].index(colour), drawn_scenes.SHAPES.index(shape)
+    assert seen.sum() == len(combinations) == 20 and not seen[row, column]
+    other = (row + 1) % 3
+    facts = {"shape": torch.tensor([other]), "colour": torch.tensor([column])}
+    logits = torch.zeros(1, 3, requires_grad=True)
+    loss = probes.cross_entropy(logits, facts, "shape", seen)
+    assert loss.item() == pytest.approx(np.log(2))  # two shapes are left
+    loss.backward()
+    assert logits.grad[0, row] == 0 and logits.grad[0, other] < 0  # nothing counts against the third
+    count = int(seen[other].sum())
+    loss = probes.cross_entropy(torch.zeros(1, 8), facts, "colour", seen)
+    assert loss.item() == pytest.approx(np.log(count)) and count < 8
 
 
 def test_probes_run_on_a_saved_encoder(
