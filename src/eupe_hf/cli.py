@@ -280,7 +280,7 @@ def visualize(
     kind: Annotated[str, typer.Option(help="What to draw: pca, similarity, attention, matches.")] = "pca",
     model: Model = "eupe-s",
     size: Annotated[int, typer.Option(help="Resize images to this side in pixels: larger is finer.")] = 512,
-    patch: Annotated[tuple[int, int] | None, typer.Option(help="Similarity: row and column of the patch.")] = None,
+    patch: Annotated[tuple[int, int] | None, typer.Option(help="Similarity: a patch, as ROW COLUMN.")] = None,
     layer: Annotated[int, typer.Option(help="Attention: the block, from 0, or from the end.")] = -1,
     tile: Annotated[int | None, typer.Option(help="Encode in tiles of this side, for large sizes.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
