@@ -19,8 +19,6 @@ from conftest import ROOT
 import eupe_hf
 
 
-pytestmark = pytest.mark.slow
-
 HARNESS = ROOT.parent / "shared" / "conformance"
 SUBJECT = ROOT / "tests" / "conformance" / "subject.py"
 TESTS = ("test_vision.py", "test_image_processing.py", "test_vlm.py", "test_processing.py")
@@ -74,7 +72,7 @@ def _missing() -> str | None:
     return None
 
 
-pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(_missing() is not None, reason=str(_missing()))]
 
 
 def _run(subject: str, folder: Path) -> dict[str, Any]:
