@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_outputs import DepthEstimatorOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe import EupeConfig
@@ -86,7 +88,11 @@ class EupeForDepthEstimation(EupeTaskModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: Any = None, flip_average: bool = False, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        labels: Any = None,
+        flip_average: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> DepthEstimatorOutput:
         """As `EupeTaskModel.forward`; `flip_average` averages with the prediction for the mirrored image.
 
