@@ -72,7 +72,13 @@ def join_features(parts: Sequence[Path], file: Path, metadata: dict[str, str]) -
     # bytes if one of the parts has them, which strings can be made into
     schema = next((found for found in schemas if found.field("path").type == pyarrow.binary()), schemas[0])
     schema = schema.with_metadata(metadata)
-    write_features(file, (parquet.read_table(part).cast(schema) for part in parts), schema)
+    write_features(file, (_read_part(part).cast(schema) for part in parts), schema)
+
+
+def _read_part(part: Path) -> Any:
+    # read_table would load pyarrow's datasets and start threads, which takes a dozen megabytes more
+    with require("pyarrow.parquet").ParquetFile(part) as opened:
+        return opened.read(use_threads=False)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
