@@ -10,9 +10,10 @@ SOURCES := src tests conversion examples model_cards
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
 
+# Without compiling all of torch and transformers to bytecode: importing compiles what is used, in less time.
 $(VENV)/demo: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .
 	touch $@
 
 $(VENV)/dev: setup.cfg pyproject.toml constraints.txt
