@@ -1,33 +1,46 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that are written beside their place, and moved there when they are complete."""
+"""Files and folders that are written beside their place, and moved there when they are complete.
 
+What a killed process left is put right by the next one that writes the same output: an old folder that was on its way
+out moves back, and unfinished parts are removed. Parts of a process that is still at work are locked, and stay.
+"""
+
+import glob
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextmanager
 def staged_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the block succeeds, and is removed if it fails."""
-    path = Path(path)
+    """An empty file beside `path` that takes its place if the block succeeds, and is removed if it fails.
+
+    It has the name of `path`, in a hidden folder of its own.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+    """
+    path = Path(path).absolute()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give a file name for the checkpoint, as {path}/EUPE.pt.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        _follow_umask(Path(name))
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with _scratch(path) as scratch:
+        file = scratch / path.name
+        file.touch()
+        yield file
+        _follow_umask(file)
+        file.replace(path)
 
 
 def _follow_umask(*files: Path) -> None:
-    # mkstemp and safetensors create files that only their owner can read
+    # safetensors creates files that only their owner can read
     umask = os.umask(0)
     os.umask(umask)
     for file in files:
@@ -40,27 +53,85 @@ def staged_folder(path: str | os.PathLike, check: Callable[[Path], None]) -> Ite
 
     Args:
         path: The folder to write.
-        check: Called with `path` if it exists; raises `FileExistsError` if it must not be replaced.
+        check: Called with `path` if it exists, first and last; raises `FileExistsError` if it must not be replaced.
 
     Raises:
-        FileExistsError: `path` is a file, or `check` refuses it.
+        FileExistsError: `path` is a file or the working directory, or `check` refuses it.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file; give a folder for the converted model.")
-    if path.is_dir():
-        check(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    new, old = scratch / "new", scratch / "old"
-    try:
+    path = Path(path).absolute()
+
+    def check_place() -> None:
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{path} is a file; give a folder for the converted model.")
+        if path.is_dir():
+            if path.samefile(os.curdir):
+                raise FileExistsError(f"{path} is the working directory: give a folder in it.")
+            check(path)
+
+    with _scratch(path, check_place) as scratch:
+        new, old = scratch / "new", scratch / "old" / path.name
         new.mkdir()
+        old.parent.mkdir()
         yield new
         _follow_umask(*new.iterdir())
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
+        with _locked(path.parent):
+            check_place()
+            try:
+                if path.exists():
+                    path.rename(old)
+                new.rename(path)
+            except BaseException:
+                _restore(scratch)
+                raise
+
+
+@contextmanager
+def _scratch(path: Path, check_place: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """A locked folder beside `path`, which is removed in the end. First, what killed processes left is put right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name[:40]}."  # a whole name could make one that is too long
+    with ExitStack() as lock:
+        with _locked(path.parent):
+            for left in path.parent.glob(f"{glob.escape(prefix)}*.part"):
+                with _locked(left, wait=False) as is_left:
+                    if is_left:
+                        _restore(left)
+                        shutil.rmtree(left, ignore_errors=True)
+            check_place()
+            scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
+            lock.enter_context(_locked(scratch))
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _restore(scratch: Path) -> None:
+    """Move a folder back that was moved out of the way for one that did not come."""
+    for old in (scratch / "old").glob("*"):
+        place = scratch.parent / old.name
+        if not place.exists():
+            old.rename(place)
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a folder, which ends with its process. Without `wait`, the value says whether it was free.
+
+    Some file systems have no locks: then nothing waits, and no folder counts as free.
+    """
+    descriptor, is_locked = None, False
+    try:
+        if sys.platform != "win32":
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_locked = True
+    except OSError:
+        is_locked = False
+    try:
+        yield is_locked
     finally:
-        if old.exists() and not path.exists():  # interrupted between the two renames
-            old.rename(path)
-        shutil.rmtree(scratch, ignore_errors=True)
+        if descriptor is not None:
+            if is_locked:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # worker processes may have inherited the descriptor
+            os.close(descriptor)

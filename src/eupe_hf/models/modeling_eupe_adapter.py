@@ -1,7 +1,6 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Folders of adapters: their base, the head that one was trained with, and a sentence for one that does not fit."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from functools import reduce
@@ -14,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available
+
+from .reading_eupe import get_field, read_json
 
 
 # The model's configuration in the folder of its adapter: with a config.json the folder would pass for a whole model.
@@ -55,7 +56,7 @@ class Adapter:
     def base(self) -> str:
         """Name or path of the model that the adapter is for. Raises `ValueError` if the adapter does not name one."""
         path = find_adapter_config_file(self.source, **self.options)
-        base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path") if path else None
+        base = get_field(read_json(path), "base_model_name_or_path", str, path) if path else None
         if not base:
             raise ValueError(
                 f"The adapter {self.source} does not say which model it is for: base_model_name_or_path in its "
@@ -68,7 +69,7 @@ class Adapter:
     def architecture(self) -> str | None:
         """Name of the class that the adapter was trained on; `None` if it was not saved with the adapter."""
         file = self._file(ADAPTER_CONFIG_NAME)
-        saved = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file is not None else None
+        saved = get_field(read_json(file), "architectures", list[str], file) if file is not None else None
         return saved[0] if saved else None
 
     def model_config(self, model_class: Any) -> PreTrainedConfig | None:
