@@ -283,7 +283,7 @@ def _open_parts(parts: Path, job: dict[str, str], output: Path) -> int:
             )
         whole.add(part)
     for stray in set(parts.iterdir()) - whole:
-        stray.unlink()
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     return len(whole)
 
 
