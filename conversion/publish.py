@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.head and not args.checkpoint:
         parser.error("--head joins a raw encoder; it needs --checkpoint FILE")
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", args.repo):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
         parser.error(f"--repo must be USER/NAME, got {args.repo!r}")
     with tempfile.TemporaryDirectory() as scratch, parser.exit_codes():
         check_head_options(args.head, args.task, args.layers)

@@ -111,8 +111,10 @@ def filled_card(folder: Path, fields: Mapping[str, Any]) -> ModelCard:
     """The card in a model's folder, completed with what only its author knows.
 
     Raises:
-        ValueError: A field of the template is missing, or unknown to it.
+        ValueError: A field of the template is missing, unknown to it, or neither text nor a number.
     """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"The fields must be a mapping from names to text, got {type(fields).__name__}.")
     card = ModelCard.load(folder / "README.md")
     adapter, vlm = card.data.library_name == "peft", card.data.pipeline_tag == "image-text-to-text"
     template = HERE / ("adapter.md" if adapter else "vlm.md" if vlm else "head.md")
@@ -124,6 +126,9 @@ def filled_card(folder: Path, fields: Mapping[str, Any]) -> ModelCard:
             f"missing: {', '.join(sorted(wanted - fields.keys())) or 'none'}; "
             f"unknown: {', '.join(sorted(fields.keys() - wanted)) or 'none'}."
         )
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(f"The field {name} must be text, in markdown, got {type(value).__name__}: quote it.")
     return ModelCard.from_template(card.data, template_path=template, text=card.text.strip(), **fields)
 
 

@@ -330,4 +330,5 @@ def test_card_with_another_licence_or_for_another_model_is_refused(
 def test_misuse_is_a_one_line_message(server: HubServer, publish: Publish, arguments: list[str], message: str) -> None:
     code, _, err = publish(*arguments)
     assert code == 2 and message in err
-    assert publish("--folder", "x", repo="mine")[2].endswith("--repo must be USER/NAME, got 'mine'")
+    for repo in ("mine", 'me/x");import os;("', "me/a b", "me/a\nb"):  # it lands in the code of a card
+        assert publish("--folder", "x", repo=repo)[2].endswith(f"--repo must be USER/NAME, got {repo!r}")

@@ -311,6 +311,32 @@ def test_field_that_is_missing_or_unknown_is_named(tmp_path: Path, capsys: pytes
     assert (tmp_path / "rooms" / "README.md").read_text() == before
 
 
+HOSTILE = "x\n---\nlicense: mit\n---\n'a' \"b\" {{ card_data }} {% raw %} `c` |d| # e: !!python/object:f \u00fc"
+
+
+@pytest.mark.parametrize("template", ABOUT)
+def test_fields_come_out_as_text(template: str, server: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    if template == "adapter":
+        model = multi_task().task_model("rooms")
+        peft.get_peft_model(model, lora_config(model, r=2)).save_pretrained(folder)
+    else:
+        (make_vlm("vit")[0] if template == "vlm" else multi_task().task_model("rooms")).save_pretrained(folder)
+    before = ModelCard.load(folder / "README.md")
+    fields = dict.fromkeys(ABOUT[template], HOSTILE)
+    (tmp_path / "fields.yaml").write_text(yaml.safe_dump(fields))
+    assert generate.main(["--fill", str(folder), "--fields", str(tmp_path / "fields.yaml")]) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.to_dict() == before.data.to_dict()
+    assert card.text.count(HOSTILE) == len(fields) and before.text.strip() in card.text
+    for value, kind in ((["a"], "list"), ({"a": "b"}, "dict"), (None, "NoneType"), (True, "bool")):
+        with pytest.raises(ValueError, match=rf"The field limits must be text, in markdown, got {kind}"):
+            generate.filled_card(folder, {**fields, "limits": value})
+    for given in (["a"], None, "text"):
+        with pytest.raises(ValueError, match=r"The fields must be a mapping from names to text, got "):
+            generate.filled_card(folder, given)
+
+
 def test_decoder_card_states_licence_and_base(
     server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME as PEFT_CONFIG_NAM
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
 from eupe_hf.models.modeling_eupe_adapter import ADAPTER_CONFIG_NAME
-from eupe_hf.models.modeling_eupe_cards import LICENSE_TEXT, hub_id
+from eupe_hf.models.modeling_eupe_cards import LICENSE_TEXT, as_text, hub_id, in_code
 from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration
 from eupe_hf.models.modeling_eupe_multitask import EupeForMultiTask
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
@@ -36,7 +36,7 @@ _LOAD = """```python
 import eupe_hf  # pip install 'eupe-hf[train]'
 {imports}
 
-processor = AutoImageProcessor.from_pretrained("{base}")
+processor = AutoImageProcessor.from_pretrained({base})
 model = {name}.from_pretrained("PATH")
 ```
 
@@ -82,19 +82,19 @@ def adapter_card(
     _complete(data, base)
     known = hub_id(base)
     linked = f"[{known}](https://huggingface.co/{known})" if known else "a base model of its own"
-    text = [f"# {name}", f"A LoRA adapter for {architecture} on {linked}.", _details(lora)]
+    text = [f"# {as_text(name)}", f"A LoRA adapter for {as_text(architecture)} on {linked}.", _details(lora)]
     if sources:
-        links = [f"[{name}](https://huggingface.co/datasets/{name})" if _is_hub_id(name) else name for name in sources]
-        text += ["## Data", ", ".join(links)]
+        text += ["## Data", ", ".join(map(_data_link, sources))]
     if recipe is not None:
         text += ["## Recipe", recipe.strip()]
     if metrics:
-        rows = [f"| {m.metric_name or m.metric_type} | {m.dataset_name} | {m.metric_value} |" for m in metrics]
+        cells = [(m.metric_name or m.metric_type, m.dataset_name, m.metric_value) for m in metrics]
+        rows = [f"| {' | '.join(map(as_text, row))} |" for row in cells]
         text += ["## Results", "\n".join(["| metric | data | value |", "|---|---|---|", *rows])]
     text += ["## How to load it", _loading(architecture, base), "## Licence"]
     text += [f"{LICENSE_TEXT} This adapter is a derivative."]
     # peft adds this line wherever it is missing
-    text += ["### Framework versions", f"- PEFT {lora.get('peft_version')}"]
+    text += ["### Framework versions", f"- PEFT {as_text(lora.get('peft_version'))}"]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n")
 
 
@@ -137,26 +137,32 @@ def _is_hub_id(name: str) -> bool:
     return hub_id(name) == name
 
 
+def _data_link(name: str) -> str:
+    return f"[{name}](https://huggingface.co/datasets/{name})" if _is_hub_id(name) else as_text(name)
+
+
 def _details(lora: dict) -> str:
     targets = lora["target_modules"]
     if isinstance(targets, str):  # the pattern that `lora_config` makes ends with the names
         targets = targets.rpartition("(?:")[2].rstrip(")").split("|")
     kind = ", ".join(("DoRA",) * lora["use_dora"] + ("rank-stabilised",) * lora["use_rslora"]) or "LoRA"
+    rank, alpha, dropout = (as_text(lora[key]) for key in ("r", "lora_alpha", "lora_dropout"))
     return (
-        f"- Kind: {kind}, rank {lora['r']}, alpha {lora['lora_alpha']}, dropout {lora['lora_dropout']}\n"
-        f"- Adapted layers: {', '.join(sorted(targets))}\n"
-        f"- Trained in full: {', '.join(lora['modules_to_save'] or ['nothing'])}"
+        f"- Kind: {kind}, rank {rank}, alpha {alpha}, dropout {dropout}\n"
+        f"- Adapted layers: {as_text(', '.join(sorted(targets)))}\n"
+        f"- Trained in full: {as_text(', '.join(lora['modules_to_save'] or ['nothing']))}"
     )
 
 
 def _loading(architecture: str, base: str) -> str:
     model_class = MODELS.get(architecture)
     if model_class in (None, EupeLlavaForConditionalGeneration):
-        return _BUILD.format(architecture=architecture)
+        return _BUILD.format(architecture=as_text(architecture))
     if model_class in (EupeForMultiTask, EupeBackbone):  # their Auto classes load something else
         name = architecture
         imports = f"from transformers import AutoImageProcessor\nfrom eupe_hf import {name}"
     else:
         name = model_class._task_auto_class or "AutoModel"
         imports = f"from transformers import AutoImageProcessor, {name}"
-    return _LOAD.format(imports=imports, name=name, base=base if base in VARIANTS or _is_hub_id(base) else "BASE")
+    shown = in_code(base if base in VARIANTS or _is_hub_id(base) else "BASE")
+    return _LOAD.format(imports=imports, name=name, base=shown)

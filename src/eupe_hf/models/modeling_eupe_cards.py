@@ -1,11 +1,15 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Minimal model cards: what a model is, how to load it, and the licence of the weights."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .configuration_eupe import WEIGHTS_LICENSE
 from .sharing_eupe import HUB_IDS
@@ -15,19 +19,41 @@ LICENSE_TEXT = """\
 The weights of EUPE are under the FAIR Noncommercial Research License. It covers derivatives and outputs, and asks
 that the agreement be passed on and the use be acknowledged."""
 _WITHOUT_REMOTE_CODE = "With the package installed (`import eupe_hf`) `trust_remote_code` is not needed."
+# What markdown could read as markup: all but letters, digits and these signs; any sign, or a number of a list, that
+# begins the line; "_" at the edge of a word; and what makes a link of a bare address.
+_MARKUP = re.compile(
+    r"[^\w ,.;()/%+=:'-]|^\W|^\d+(?=[.)](?: |$))|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE
+)
+
+
+def as_text(value: Any) -> str:
+    """A value from outside for the text of a card: one line that markdown shows as it is, in tables and links too."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
+    return _MARKUP.sub(lambda found: "".join(f"&#{ord(sign)};" for sign in found[0]), line)
+
+
+def in_code(value: str) -> str:
+    """A value from outside for the code in a card: a literal on one line."""
+    return json.dumps(value)
 
 
 def hub_id(name: str | None) -> str | None:
-    """The Hub repository that a name stands for; `None` for a local folder or an unknown name."""
-    name = HUB_IDS.get(str(name or "").lower(), name or "")
-    is_id = bool(name) and name.count("/") == 1 and " " not in name and name[0] not in "./~" and name[-1] != "/"
-    return name if is_id and not Path(name).exists() else None
+    """The Hub repository that a name stands for; `None` for a local folder, an unknown name, or what can't be one."""
+    name = HUB_IDS.get(str(name or "").lower(), str(name or ""))
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if name.count("/") == 1 and not Path(name).exists() else None
 
 
 def new_card(title: str, about: str, snippet: str, after: str = "", **data: Any) -> ModelCard:
-    """A card with the licence of the weights: heading, a sentence, code that loads it from "PATH", text, metadata."""
+    """A card with the licence of the weights: heading, a sentence, code that loads it from "PATH", text, metadata.
+
+    The heading may hold names from outside. Sentence, code and text are markdown: see `as_text` and `in_code`.
+    """
     metadata = ModelCardData(**data, **WEIGHTS_LICENSE)
-    parts = [f"# {title}", about, f"```python\n{snippet}\n```", after, LICENSE_TEXT]
+    parts = [f"# {as_text(title)}", about, f"```python\n{snippet}\n```", after, LICENSE_TEXT]
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -59,8 +85,8 @@ def head_card(task_class: Any, config: Any, name: str) -> ModelCard:
         "encoder.",
         f"""from eupe_hf import EupeForMultiTask
 
-model = EupeForMultiTask.from_pretrained("{encoder}")
-model.load_head("{name}", "PATH")""",
+model = EupeForMultiTask.from_pretrained({in_code(encoder)})
+model.load_head({in_code(name)}, "PATH")""",
         library_name="eupe-hf",  # transformers cannot load a head alone
         pipeline_tag=task_class._pipeline_tag,
         tags=["eupe"],

@@ -16,8 +16,7 @@ from torch import nn
 
 from eupe_hf.evaluation.results import EvaluationResult
 from eupe_hf.models.modeling_eupe import EupePreTrainedModel
-from eupe_hf.models.modeling_eupe_cards import model_card
-from eupe_hf.variants import VARIANTS
+from eupe_hf.models.modeling_eupe_cards import as_text, hub_id, model_card
 
 from .trainer import CardTrainer, scores_of
 
@@ -41,7 +40,7 @@ def recipe_card(folder: Path, model: nn.Module, results: Sequence[EvaluationResu
         for metric in replace(result, settings=None).eval_results()
     ]
     sources = [result.dataset for result in results]
-    where = [f"{result.num_examples} images{_of(result, results)}: {result.split}" for result in results]
+    where = [f"{result.num_examples} images{_of(result, results)}: {as_text(result.split)}" for result in results]
     recipe = f"{settings_table(results[0])}\n\nEvaluated on {'; '.join(where)}."
     if hasattr(model, "peft_config"):
         from eupe_hf.lora.cards import adapter_card
@@ -49,28 +48,28 @@ def recipe_card(folder: Path, model: nn.Module, results: Sequence[EvaluationResu
         return adapter_card(folder, sources, metrics, recipe, results[0].model)
     card = model_card(cast(EupePreTrainedModel, model))
     card.data.model_name, card.data.eval_results = results[0].model, metrics
-    card.data.datasets = [source for source in sources if source.count("/") == 1] or None
-    encoder = (results[0].settings or {}).get("encoder", "")
-    encoder = VARIANTS[encoder].repo_id if encoder in VARIANTS else encoder
-    card.data.base_model = encoder if encoder.count("/") == 1 else None
+    card.data.datasets = [source for source in sources if hub_id(source) == source] or None
+    card.data.base_model = hub_id((results[0].settings or {}).get("encoder"))
     describe(card, ", ".join(sources), recipe, results)
     return card
 
 
 def describe(card: ModelCard, data: str, recipe: str, results: Sequence[EvaluationResult]) -> None:
-    """Add data, recipe and scores to the text of a card."""
+    """Add data, in plain words, recipe, in markdown, and scores to the text of a card."""
     scores = "\n".join(
-        f"| {name.replace('_', ' ')}{_of(result, results)} | {value:.4f} |"
+        f"| {as_text(name.replace('_', ' '))}{_of(result, results)} | {value:.4f} |"
         for result in results
         for name, value in result.metrics.items()
     )
-    card.text += f"\n## Data\n\n{data}\n\n## Recipe\n\n{recipe}\n\n## Results\n\n"
+    card.text += f"\n## Data\n\n{as_text(data)}\n\n## Recipe\n\n{recipe}\n\n## Results\n\n"
     card.text += f"| metric | value |\n|---|---|\n{scores}\n"
 
 
 def settings_table(result: EvaluationResult) -> str:
     """The settings of a run in markdown."""
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in (result.settings or {}).items())
+    rows = "\n".join(
+        f"| {as_text(key.replace('_', ' '))} | {as_text(value)} |" for key, value in (result.settings or {}).items()
+    )
     return f"| setting | value |\n|---|---|\n{rows}"
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from eupe_hf.evaluation.results import EvaluationResult
-from eupe_hf.models.modeling_eupe_cards import hub_id
+from eupe_hf.models.modeling_eupe_cards import as_text, hub_id
 from eupe_hf.models.modeling_eupe_llava import EupeLlavaForConditionalGeneration
 from eupe_hf.models.modeling_eupe_llava_joining import cast
 from eupe_hf.models.processing_eupe_llava import EupeLlavaProcessor
@@ -246,11 +246,13 @@ def vlm_card(folder: Path, model: nn.Module, results: Sequence[EvaluationResult]
     card = (model if config is None else model.get_base_model())._new_card()
     if "loss" in result.metrics:  # of held-out conversations; the settings stand in the table, once
         card.data.model_name, card.data.eval_results = result.model, replace(result, settings=None).eval_results()
-    card.data.datasets = [result.dataset] if result.dataset.count("/") == 1 else None
+    card.data.datasets = [result.dataset] if hub_id(result.dataset) == result.dataset else None
     if config is not None:
         base = config.base_model_name_or_path
         card.data.library_name, card.data.tags, card.data.base_model = "peft", [*card.data.tags, "lora"], hub_id(base)
-        card.text += f"\nThis folder holds a LoRA adapter and the projector alone, for the base {public(base)}. "
+        card.text += (
+            f"\nThis folder holds a LoRA adapter and the projector alone, for the base {as_text(public(base))}. "
+        )
         card.text += "`eupe_hf.lora.load_peft_model(PATH).merge_and_unload()` joins them.\n"
     data = f"{result.dataset}, {result.split}: {result.num_examples} conversations"
     describe(card, data, f"As LLaVA-1.5.\n\n{settings_table(result)}", results)
