@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers import logging as transformers_logging
 
+from eupe_hf.data.rows import UnreadableError
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.visualization.predictions import Predictor
 
@@ -33,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="resize images to this side in pixels (default: the model's)")
     parser.add_argument("--threshold", type=float, default=0.5, help="detection: lowest score of a box (default: 0.5)")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder for the pictures")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
     parser.add_argument("--device", help="where to run: cpu, cuda, ... (default: the accelerator, else cpu)")
     return parser.parse_args()
 
@@ -52,8 +54,10 @@ def main() -> None:
             print(f"{arguments.model} has no head for {task}, and none is published: a NEW head with RANDOM weights.")
 
         # 2. Predict and draw each photograph, with a picture for each head.
-        for path in arguments.image:
-            for saved in predict.save_pictures(path, arguments.output):
+        for drawn in predict.save_pictures(arguments.image, arguments.output, overwrite=arguments.overwrite):
+            if isinstance(drawn, UnreadableError):
+                raise drawn
+            for saved in drawn:
                 print(f"Saved {saved}")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"predict.py: {error}")

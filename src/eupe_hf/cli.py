@@ -1,10 +1,16 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""The `eupe` command, on typer. Exit codes: 0 done, 1 a comparison failed, 2 bad input, with a one-line message."""
+"""The `eupe` command, on typer.
+
+Exit codes of every command: 0 done; 1 a comparison failed; 2 bad input, with a one-line message; 3 done, but for
+images that can't be read, which are named on stderr; 130 after Ctrl-C, and 141 if nobody reads the output any more,
+both without a word. What is written follows the rule in `staging.py`.
+"""
 
 import enum
 import json
 import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +37,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 Device = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, ... [default: the accelerator, else cpu]")]
 Images = Annotated[list[Path], typer.Argument(help="Images, and folders of images.")]
 Model = Annotated[str, typer.Option(help="A short name, a Hub id, or the folder of a model or adapter.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace what exists.")]
+Strict = Annotated[bool, typer.Option(help="Stop at an image that can't be read.")]
 Size = Annotated[int | None, typer.Option(help="Resize images to this side in pixels [default: the model's size]")]
 
 
@@ -51,6 +59,35 @@ def main() -> None:
     except (ImportError, OSError, ValueError) as error:
         typer.echo(f"eupe: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer's code is 1, which is a comparison that failed
+            sys.exit(141)
+        raise
+
+
+def _readable(results: Iterable[Any], total: int, strict: bool) -> Iterator[Any]:
+    """The results of the images that could be read; at the end, `_report_skipped` tells of the others."""
+    from .data.rows import UnreadableError
+
+    skipped: list[str] = []
+    for result in results:
+        if not isinstance(result, UnreadableError):
+            yield result
+        elif strict:
+            raise result
+        else:
+            skipped.append(str(result))
+    _report_skipped(skipped, total)
+
+
+def _report_skipped(skipped: Sequence[str], total: int) -> None:
+    """Name the images of `total` that could not be read, and end with exit code 3; with 2 if none could."""
+    if skipped and len(skipped) == total:
+        raise ValueError(skipped[0] if total == 1 else f"None of {total} images can be read. {skipped[0]}")
+    if skipped:
+        title = f"Skipped {len(skipped)} of {total} images that can't be read:"
+        typer.echo("\n".join([title, *skipped]), err=True)
+        raise typer.Exit(3)
 
 
 def _print(values: dict[str, Any], as_json: bool) -> None:
@@ -187,7 +224,7 @@ def features(
     size: Size = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
-    strict: Annotated[bool, typer.Option(help="Stop at an image that can't be read.")] = False,
+    strict: Strict = False,
     overwrite: Annotated[bool, typer.Option(help="Start again, and replace an existing file.")] = False,
     device: Device = None,
     as_json: AsJson = False,
@@ -196,7 +233,8 @@ def features(
 
     Example: eupe features photos/ --output photos.parquet
     """
-    from .features.extraction import find_images, save_features
+    from .data.images import find_images
+    from .features.extraction import save_features
     from .loading import load_encoder, load_processor
 
     paths = list(map(str, find_images(images)))  # text takes a third of the memory of a Path
@@ -204,10 +242,9 @@ def features(
     processor = load_processor(model, size)
     transformers_logging.enable_progress_bar()
     done = save_features(encoder, processor, paths, output, batch_size, workers, strict, overwrite)
-    if done.skipped:
-        typer.echo(f"Skipped {len(done.skipped)} unreadable images, the first: {next(iter(done.skipped))}", err=True)
     summary = {"output": str(output), "images": done.count, "skipped": len(done.skipped), "resumed": done.resumed}
     _print(summary, as_json)
+    _report_skipped(list(done.skipped.values()), done.count + len(done.skipped))
 
 
 @app.command()
@@ -233,14 +270,16 @@ def search(
     encoder: PreTrainedModel = load_encoder(name, device)
     processor = load_processor(name)
     known = known or compute_features(encoder, processor, find_images([index]))
+    _report_skipped(list(known.skipped.values()) if not known.paths else [], len(known.skipped))
     with torch.inference_mode():
         feature = encoder(**processor(query, return_tensors="pt").to(encoder.device)).pooler_output[0].cpu()
     found = nearest_images(known, feature, count)
     if as_json:
         typer.echo(json.dumps([{"path": path, "similarity": similarity} for path, similarity in found]))
-        return
-    for path, similarity in found:
-        typer.echo(f"{similarity:.4f}  {path}")
+    else:
+        for path, similarity in found:
+            typer.echo(f"{similarity:.4f}  {path}")
+    _report_skipped(list(known.skipped.values()), len(known.paths) + len(known.skipped))
 
 
 @app.command()
@@ -251,6 +290,8 @@ def predict(
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     size: Size = None,
     threshold: Annotated[float, typer.Option(help="Detection: lowest score of a box.")] = 0.5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -258,20 +299,18 @@ def predict(
 
     Example: eupe predict my-parts photo.jpg
     """
-    from .features.extraction import find_images
+    from .data.images import find_images
     from .visualization.predictions import Predictor
 
-    paths = find_images(images)
+    paths = find_images(images, left_out=None if as_json else output)
     predictor = Predictor(model, task, size, threshold, device)
     if predictor.is_random:
         typer.echo(f"{model} has no head for {task}: this one is new, with RANDOM weights.", err=True)
-    for path in paths:
-        if as_json:
-            heads = {name: prediction.values() for name, prediction in predictor(path).items()}
-            typer.echo(json.dumps({"path": str(path), "is_random": predictor.is_random, **heads}))
-            continue
-        for saved in predictor.save_pictures(path, output):
-            typer.echo(saved)
+    for path in paths if strict else ():
+        predictor.reader.read(path)  # before the first picture is written
+    drawn = predictor.values(paths) if as_json else predictor.save_pictures(paths, output, images, overwrite)
+    for result in _readable(drawn, len(paths), strict):
+        typer.echo(json.dumps(result) if as_json else "\n".join(map(str, result)))
 
 
 @app.command()
@@ -284,17 +323,21 @@ def visualize(
     layer: Annotated[int, typer.Option(help="Attention: the block, from 0, or from the end.")] = -1,
     tile: Annotated[int | None, typer.Option(help="Encode in tiles of this side, for large sizes.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    strict: Strict = False,
+    overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
     """Draw what an encoder sees: principal components (colours agree between images), similarity, attention, matches.
 
     Example: eupe visualize photo.jpg other.jpg --kind pca
     """
-    from .features.extraction import find_images
+    from .data.images import find_images
     from .visualization.encoders import draw
 
     options: dict[str, Any] = {"size": size, "patch": patch, "layer": layer, "tile": tile, "device": device}
-    for saved in draw(find_images(images), output, kind=kind, model=model, **options):
+    paths = find_images(images, left_out=output)
+    drawn = draw(paths, output, kind=kind, model=model, sources=images, overwrite=overwrite, **options)
+    for saved in _readable(drawn, len(paths), strict):
         typer.echo(saved)
 
 

@@ -78,9 +78,11 @@ def load_processor(model: str, size: int | None = None) -> BaseImageProcessor:
 
     Raises:
         OSError: The model was not found.
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or the size is not positive.
     """
     check_source(model)
+    if size is not None and size < 1:
+        raise ValueError(f"The size must be at least 1 pixel, got {size}.")
     processor = AutoImageProcessor.from_pretrained(model)
     if size is not None:
         processor.size, processor.do_center_crop = {"height": size, "width": size}, False

@@ -1,5 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that are written beside their place, and moved there when they are complete.
+"""The rule for everything that is written, and files and folders that are moved into place when they are complete.
+
+The rule of every command and script: an output is never an input, two results never share a name, and what exists is
+replaced only on request. `output_names` gives the names, `check_outputs` refuses the rest, before the work begins.
 
 What a killed process left is put right by the next one that writes the same output: an old folder that was on its way
 out moves back, and unfinished parts are removed. Parts of a process that is still at work are locked, and stay.
@@ -10,13 +13,85 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
 if sys.platform != "win32":
     import fcntl
+
+
+def output_names(
+    files: Sequence[str | os.PathLike], sources: Sequence[str | os.PathLike], endings: Sequence[str]
+) -> list[list[Path]]:
+    """Names of the files that are written for each input file, no two the same.
+
+    They are the path below the folder that was named, or the name of a file that was named itself. Where two inputs
+    would share a name, as x.png and x.jpg do, the later one gets a number: x, x-2.
+
+    Args:
+        files: The inputs.
+        sources: The files and folders that were named, in which `files` were found.
+        endings: What takes the place of an input's extension, an output each, for example "-pca.png".
+
+    Returns:
+        For each input a path per ending, relative to the folder of the outputs.
+    """
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
+    taken, counts = set[str](), dict[str, int]()
+    names: list[list[Path]] = []
+    for file in map(Path, files):
+        inside = (file.relative_to(folder) for folder in folders if file.is_relative_to(folder))
+        base = next(inside, Path(file.name)).with_suffix("")
+        while True:
+            number = counts[_folded(base)] = counts.get(_folded(base), 0) + 1
+            stem = base.name if number == 1 else f"{base.name}-{number}"
+            names.append([base.with_name(stem + ending) for ending in endings])
+            folded = {_folded(name) for name in names[-1]}
+            if taken.isdisjoint(folded):
+                break
+            names.pop()
+        taken |= folded
+    return names
+
+
+def _folded(path: Path) -> str:
+    # the same for names that some file systems take for one
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def check_outputs(
+    outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = (), overwrite: bool = False
+) -> None:
+    """Refuse to write over an input, and over files and filled folders that exist.
+
+    Args:
+        outputs: Files and folders to write.
+        inputs: What is read; recognised also through links and in other spellings.
+        overwrite: Whether an output that exists may be replaced, unless it is an input.
+
+    Raises:
+        FileExistsError: An output exists.
+        ValueError: An output is an input.
+    """
+    read = {_identity(path) for path in inputs} - {None}
+    for output in map(Path, outputs):
+        if not os.path.lexists(output):
+            continue
+        if _identity(output) in read:
+            raise ValueError(f"{output} is also an input, which is never replaced: give another output.")
+        if not overwrite and not (output.is_dir() and not any(output.iterdir())):
+            raise FileExistsError(f"{output} already exists: give another output, or --overwrite to replace it.")
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):  # a dangling link, or the name of a model on the Hub
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
@@ -26,11 +101,14 @@ def staged_file(path: str | os.PathLike) -> Iterator[Path]:
     It has the name of `path`, in a hidden folder of its own.
 
     Raises:
+        FileExistsError: `path` is a device or a pipe.
         IsADirectoryError: `path` is a folder.
     """
     path = Path(path).absolute()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give a file name for the checkpoint, as {path}/EUPE.pt.")
+    if path.exists() and not path.is_file():  # /dev/null, which root could replace
+        raise FileExistsError(f"{path} is a device or a pipe, which is not replaced: give the name of a file.")
     with _scratch(path) as scratch:
         file = scratch / path.name
         file.touch()

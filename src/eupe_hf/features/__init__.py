@@ -4,13 +4,14 @@
 Code that computes, stores and searches global features belongs here, and feature maps in tiles.
 """
 
+from eupe_hf.data.images import find_images
+
 from .extraction import (
     FeatureSummary,
     ImageBatch,
     ImageReader,
     compute_features,
     encode_images,
-    find_images,
     save_features,
 )
 from .files import FeatureFile, feature_table, read_features, write_features

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
-from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import ImageInput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
+from eupe_hf.data.rows import UnreadableError
 from eupe_hf.data.workers import hand_over
 from eupe_hf.extras import require
 from eupe_hf.staging import staged_file
@@ -63,63 +64,50 @@ class ImageBatch(NamedTuple):
     skipped: dict[str, str]
 
 
-def find_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
-    """List image files, each once: files as given, and all images below folders, sorted.
-
-    Args:
-        sources: Files and folders. In a folder, files whose extension Pillow knows count as images.
-
-    Raises:
-        FileNotFoundError: A file or folder does not exist.
-        ValueError: A folder has no images, or `sources` is empty.
-    """
-    Image.init()
-    found: dict[Path, None] = {}
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in Image.EXTENSION)
-            images = [path for path in inside if path.is_file()]
-            if not images:
-                raise ValueError(f"There are no images in {source}.")
-            found.update(dict.fromkeys(images))
-        elif source.is_file():
-            found[source] = None
-        else:
-            raise FileNotFoundError(f"There is no file or folder {source}.")
-    if not found:
-        raise ValueError("No images given: name files or folders.")
-    return list(found)
-
-
 class ImageReader(Dataset):
     """Reads batches of image files with a model's image processor. Engines for large jobs call it in their processes.
 
     It holds no list of files, of which every process would in time have a copy.
+
+    Raises:
+        ValueError: The processor takes no image at all, for example because of its size.
     """
 
     def __init__(self, processor: BaseImageProcessor):
-        self.processor = processor
+        self.processor: Any = processor
+        # from here on, what the processor refuses is a matter of the image
+        self.processor(np.zeros((64, 64, 3), dtype=np.uint8), return_tensors="pt")
 
     def __getitem__(self, paths: Sequence[str]) -> ImageBatch:
         """Read the files at these paths; `skipped` lists those that can't be read."""
         pictures: dict[str, torch.Tensor] = {}
         skipped: dict[str, str] = {}
         for path in paths:
-            picture = self._read(path)
-            if isinstance(picture, str):
-                skipped[path] = picture
+            picture = self.read_or_reason(Path(path))
+            if isinstance(picture, UnreadableError):
+                skipped[path] = str(picture)
             else:
-                pictures[path] = picture
+                pictures[path] = picture[0]
         images = list(pictures.values())
         if len({image.shape for image in images}) == 1:
             return ImageBatch(list(pictures), hand_over(torch.stack(images)), skipped)
         return ImageBatch(list(pictures), [image.numpy() for image in images], skipped)
 
-    def _read(self, path: str) -> torch.Tensor | str:
+    def read_or_reason(self, image: ImageInput) -> torch.Tensor | UnreadableError:
+        """As `read`, but returns the error, so that work on many images can go on."""
         try:
-            return self.processor(Path(path), return_tensors="pt")["pixel_values"][0]
+            return self.read(image)
+        except UnreadableError as error:
+            return error
+
+    def read(self, image: ImageInput) -> torch.Tensor:
+        """Read one image: `pixel_values` (1, 3, H, W). Raises `UnreadableError`, in one line, if it can't be read."""
+        try:
+            return self.processor(image, return_tensors="pt")["pixel_values"]
         except (OSError, ValueError) as error:
-            return " ".join(str(error).split())
+            message = " ".join(str(error).split())
+            is_unnamed = isinstance(image, (str, os.PathLike)) and os.fspath(image) not in message
+            raise UnreadableError(f"{image}: {message}" if is_unnamed else message) from error
 
 
 def encode_images(model: PreTrainedModel, batch: ImageBatch) -> torch.Tensor:
@@ -145,13 +133,15 @@ def compute_features(
     batch_size: int = 32,
     num_workers: int = 2,
 ) -> FeatureFile:
-    """Compute global features in memory; arguments as in `save_features`. Images that can't be read are left out."""
+    """Compute global features in memory; arguments as in `save_features`. Images that can't be read are `skipped`."""
     names: list[str] = []
     features: list[torch.Tensor] = []
+    skipped: dict[str, str] = {}
     for batch in _read(processor, [os.fspath(path) for path in paths], batch_size, num_workers):
         names += batch.paths
         features.append(encode_images(model, batch))
-    return FeatureFile(names, torch.cat(features), str(model.name_or_path))
+        skipped |= batch.skipped
+    return FeatureFile(names, torch.cat(features), str(model.name_or_path), skipped)
 
 
 def save_features(
@@ -219,7 +209,8 @@ def _read_skipped(output: Path, job: dict[str, str]) -> dict[str, str]:
     metadata = read_metadata(output)
     if metadata.get("job") != job["job"]:
         raise ValueError(
-            f"{output} holds features of other images or another model: choose another file, or overwrite it."
+            f"{output} holds features of other images or another model, or images have changed since: choose another "
+            "file, or overwrite it."
         )
     return json.loads(metadata["skipped"])
 
@@ -243,8 +234,17 @@ def _describe(
     for tensor in model.state_dict().values():
         digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy())
     for file in files:
-        digest.update(json.dumps([file, Path(file).stat().st_size]).encode())
+        digest.update(json.dumps([file, *_state(file)]).encode())
     return {"job": digest.hexdigest(), "model": name}
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """Size and time of change: an image that was replaced is another one."""
+    try:
+        status = Path(file).stat()
+    except OSError:  # a link that leads nowhere: reading it will say so
+        return ()
+    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -278,8 +278,8 @@ def _open_parts(parts: Path, job: dict[str, str], output: Path) -> int:
     while (metadata := _part_metadata(part := _part_file(parts, len(whole)))) is not None:
         if metadata["job"] != job["job"]:
             raise ValueError(
-                f"An unfinished run for {output} used other images, another model or another batch size: repeat it as "
-                "it was, or overwrite what it left."
+                f"An unfinished run for {output} used other images, another model or another batch size, or images "
+                "have changed since: repeat it as it was, or overwrite what it left."
             )
         whole.add(part)
     for stray in set(parts.iterdir()) - whole:

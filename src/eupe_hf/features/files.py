@@ -9,7 +9,7 @@ header of our own and hold about a million paths. Searching a folder of images n
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ class FeatureFile:
         paths: The images, by the paths they had when their features were computed.
         features: (N, C), float32, not normalised, in the order of `paths`.
         model: What computed them: a short name, a Hub id or a folder; empty if unknown.
+        skipped: Paths of images that could not be read, each with the reason; not of files that were read again.
     """
 
     paths: list[str]
     features: torch.Tensor
     model: str
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def feature_table(paths: Sequence[str], features: torch.Tensor, metadata: dict[str, str] | None = None) -> Any:

@@ -1,15 +1,19 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Pictures of what an encoder sees in image files."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from eupe_hf.data.rows import UnreadableError
+from eupe_hf.features.extraction import ImageReader
 from eupe_hf.features.tiling import tiled_feature_map
 from eupe_hf.loading import load_encoder, load_processor
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
+from eupe_hf.staging import check_outputs, output_names, staged_file
 
 from . import pictures
 
@@ -28,8 +32,12 @@ def draw(
     layer: int = -1,
     tile: int | None = None,
     device: str | torch.device | None = None,
-) -> Iterator[Path]:
+    sources: Sequence[str | os.PathLike] = (),
+    overwrite: bool = False,
+) -> Iterator[Path | UnreadableError]:
     """Draw what an encoder sees, one picture for each image file.
+
+    Pictures are named after the image by `output_names`, with the kind at the end.
 
     Args:
         paths: The images.
@@ -42,15 +50,18 @@ def draw(
         layer: Attention: the block, from 0, or from the end.
         tile: Encode in tiles of this side in pixels that overlap by half; by default the image as a whole.
         device: See `eupe_hf.loading.pick_device`.
+        sources: The files and folders in which `paths` were found.
+        overwrite: Replace pictures that exist.
 
     Yields:
-        The pictures, as they are written.
+        First, for images that can't be read, why; then the pictures, as they are written.
 
     Raises:
+        FileExistsError: A picture exists. Nothing was drawn then.
         OSError: The model was not found.
-        ValueError: The kind, model or device is unknown; an image can't be read; "matches" got other than two images;
-            "attention" got a ConvNeXt or a tile; a patch or block does not exist; or a size is not a multiple of the
-            stride.
+        ValueError: The kind, model or device is unknown; "matches" got other than two images, or one that can't be
+            read; "attention" got a ConvNeXt or a tile; a patch or block does not exist; a size is not a multiple of
+            the stride; or a picture would replace one of the images.
     """
     if kind not in KINDS:
         raise ValueError(f"The kind must be one of {', '.join(KINDS)}, got {kind!r}.")
@@ -58,20 +69,27 @@ def draw(
         raise ValueError(f"Matches are drawn between two images, got {len(paths)}.")
     if kind == "attention" and tile is not None:
         raise ValueError("Attention spans the whole image, not tiles: leave the tile out.")
+    files = [output / name for (name,) in output_names(paths, sources, [f"-{kind}.png"])]
+    check_outputs(files[:1] if kind == "matches" else files, paths, overwrite)
     encoder = load_encoder(model, device, EupeModel if kind == "attention" else EupeBackbone)
-    processor = load_processor(model, size)
-    output.mkdir(parents=True, exist_ok=True)
-    photographs, maps = [], []
-    for path in paths:
-        photographs.append(pictures.read_photograph(path, processor))
+    reader = ImageReader(load_processor(model, size))
+    photographs, maps, wanted = [], [], []
+    for path, file in zip(paths, files, strict=True):
+        pixel_values = reader.read_or_reason(path)
+        if isinstance(pixel_values, UnreadableError):
+            if kind == "matches":
+                raise pixel_values
+            yield pixel_values
+            continue
+        photographs.append(pictures.read_photograph(path, reader.processor))
         with torch.inference_mode():
-            inputs = processor(path, return_tensors="pt").to(encoder.device)
-            maps.append(_map(encoder, inputs["pixel_values"], layer, tile).cpu())
-    drawn = _pictures(kind, photographs, maps, patch)
-    for name, picture in zip(_names(paths), drawn, strict=kind != "matches"):
-        target = output / f"{name}-{kind}.png"
-        picture.save(target)
-        yield target
+            maps.append(_map(encoder, pixel_values.to(encoder.device), layer, tile).cpu())
+        wanted.append(file)
+    drawn = _pictures(kind, photographs, maps, patch) if maps else iter(())
+    for file, picture in zip(wanted, drawn, strict=kind != "matches"):
+        with staged_file(file) as unfinished:
+            picture.save(unfinished, "PNG")
+        yield file
 
 
 def _map(encoder: EupeModel | EupeBackbone, pixel_values: torch.Tensor, layer: int, tile: int | None) -> torch.Tensor:
@@ -104,11 +122,3 @@ def _pictures(
             row, column = patch or (grid[0] // 4, grid[1] // 2)
             heat = pictures.heat_picture(pictures.similarity_map(features, row, column), photograph)
             yield pictures.side_by_side([pictures.mark_patch(one, row, column, grid) for one in (photograph, heat)])
-
-
-def _names(paths: Sequence[Path]) -> Iterator[str]:
-    """File names without extension, numbered where two are the same."""
-    seen: dict[str, int] = {}
-    for path in paths:
-        seen[path.stem] = seen.get(path.stem, 0) + 1
-        yield path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}"

@@ -2,6 +2,7 @@
 """What task models predict for photographs, as pictures and as plain values."""
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
+from eupe_hf.data.rows import UnreadableError
+from eupe_hf.features.extraction import ImageReader
 from eupe_hf.loading import load_processor, load_task_model, pick_device
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe_multitask import EupeForMultiTask
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.models.post_processing_eupe import EupePostProcessingMixin
+from eupe_hf.staging import check_outputs, output_names, staged_file
 
 from . import pictures
 
@@ -151,43 +155,87 @@ class Predictor:
         self.is_random = model is None
         self.model = _with_new_head(name, task).to(pick_device(device)) if model is None else model
         self.processor, self.threshold, self.name = load_processor(name, size), threshold, Path(name).name
+        self.reader = ImageReader(self.processor)
 
     def __call__(self, image: str | os.PathLike | Image.Image) -> dict[str, Prediction]:
         """Predict for one image: an entry per head by name; for a single-task model one under the name of its task.
 
         Raises:
-            ValueError: The image can't be read.
+            UnreadableError: The image can't be read.
         """
-        inputs = self.processor(image, return_tensors="pt").to(self.model.device)
+        pixel_values = self.reader.read(image).to(self.model.device)
         with torch.inference_mode():
-            outputs = self.model(**inputs)
+            outputs = self.model(pixel_values)
         photograph = pictures.read_photograph(image, self.processor, resize=False)
         parts: dict[str, tuple[ModelOutput, EupeConfig]]
         if isinstance(self.model, EupeForMultiTask):
             parts = {name: (out, self.model.config.head_config(name)) for name, out in outputs.predictions.items()}
         else:
-            task = next(task for task, known in TASK_MODELS.items() if isinstance(self.model, known))
-            parts = {task: (outputs, self.model.config)}
+            parts = {self.heads[0]: (outputs, self.model.config)}
         return {
             name: Prediction(output, photograph, self.processor, config, self.threshold)
             for name, (output, config) in parts.items()
         }
 
-    def save_pictures(self, path: str | os.PathLike, folder: str | os.PathLike) -> list[Path]:
-        """Predict for an image file, and draw each head's prediction beside the photograph, as a PNG file in a folder.
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads: one for a single-task model, the name of its task."""
+        if isinstance(self.model, EupeForMultiTask):
+            return list(self.model.heads)
+        return [next(task for task, known in TASK_MODELS.items() if isinstance(self.model, known))]
 
-        Files are named after the image, and after the head where there are several. A caption says if weights are
-        random.
+    def values(self, paths: Sequence[str | os.PathLike]) -> Iterator[dict[str, Any] | UnreadableError]:
+        """Predict for image files: for each `path`, `is_random`, and each head's `Prediction.values`, or the error."""
+        return map(self._values, paths)
+
+    def _values(self, path: str | os.PathLike) -> dict[str, Any] | UnreadableError:
+        try:
+            found = {name: prediction.values() for name, prediction in self(path).items()}
+        except UnreadableError as error:
+            return error
+        return {"path": str(path), "is_random": self.is_random, **found}
+
+    def save_pictures(
+        self,
+        paths: Sequence[str | os.PathLike],
+        folder: str | os.PathLike,
+        sources: Sequence[str | os.PathLike] = (),
+        overwrite: bool = False,
+    ) -> Iterator[list[Path] | UnreadableError]:
+        """Predict for image files, and draw each head's prediction beside the photograph, as PNG files in a folder.
+
+        Files are named after the image by `output_names`, and after the head where there are several. A caption says
+        if weights are random.
+
+        Args:
+            paths: The images.
+            folder: The folder of the pictures.
+            sources: The files and folders in which `paths` were found.
+            overwrite: Replace pictures that exist.
+
+        Yields:
+            For each image the pictures, or why it can't be read.
+
+        Raises:
+            FileExistsError: A picture exists. Nothing was drawn then.
+            ValueError: A picture would replace one of the images. Nothing was drawn then.
         """
-        predictions = self(path)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        saved = []
-        for name, prediction in predictions.items():
-            head = name if len(predictions) > 1 else ""
-            caption = f"{'random weights: ' * self.is_random}{self.name} {head}".strip()
-            saved.append(Path(folder) / f"{Path(path).stem}{'-' * bool(head)}{head}.png")
-            pictures.side_by_side([prediction.photograph, prediction.picture()], caption).save(saved[-1])
-        return saved
+        heads = self.heads
+        names = output_names(paths, sources, [f"-{head}.png" for head in heads] if len(heads) > 1 else [".png"])
+        files = [[Path(folder) / name for name in group] for group in names]
+        check_outputs([file for group in files for file in group], paths, overwrite)
+        for path, group in zip(paths, files, strict=True):
+            try:
+                predictions = self(path)
+            except UnreadableError as error:
+                yield error
+                continue
+            for head, file in zip(heads, group, strict=True):
+                caption = f"{'random weights: ' * self.is_random}{self.name} {head * (len(heads) > 1)}".strip()
+                drawn = pictures.side_by_side([predictions[head].photograph, predictions[head].picture()], caption)
+                with staged_file(file) as unfinished:
+                    drawn.save(unfinished, "PNG")
+            yield group
 
 
 def _with_new_head(name: str, task: str | None) -> Any:
