@@ -161,7 +161,8 @@ def test_frozen_encoder_stays_as_it_is(family: str, model_class: type) -> None:
     assert torch.equal(first, second) and not first.requires_grad
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"head"}
     model.unfreeze_backbone()
-    assert all(p.requires_grad for p in model.parameters())
+    left = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert left == ({"eupe.encoder.embeddings.mask_token"} if family == "vit" else set())  # no head reads it
 
 
 def squares(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -121,6 +121,8 @@ def lora_config(
     prefixes = "|".join(re.escape(f"{name}." if name else "") for name in _encoders(model))
     if "modules_to_save" not in kwargs:
         kwargs["modules_to_save"] = new_modules(model) or None
+    if unused := unused_blocks(model):
+        kwargs.setdefault("exclude_modules", unused)
     fields: dict[str, Any] = {
         "target_modules": rf"(?:{prefixes})encoder\.(?:layers|stages)\..*\.(?:{'|'.join(map(re.escape, names))})",
         "lora_alpha": r if alpha is None else alpha,
@@ -172,6 +174,16 @@ def adaptable_layers(model: nn.Module) -> list[str]:
         # of a layer that has an adapter already, the layer inside
         if isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear)
     ]
+
+
+def unused_blocks(model: nn.Module) -> str | None:
+    """A pattern of the layers in blocks that are not computed, since no chosen stage needs them; `None` for none."""
+    blocks = [
+        re.escape(f"{prefix}.{name}" if prefix else name)
+        for prefix, encoder in _encoders(model).items()
+        for name in getattr(encoder, "unused_blocks", lambda: [])()
+    ]
+    return rf"(?:{'|'.join(blocks)})\..*" if blocks else None
 
 
 def new_modules(model: nn.Module) -> list[str]:

@@ -217,16 +217,64 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         super().__init__(config)
         self.has_attentions = config.backbone_type == "vit"
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.needed: list[int] | None = None  # the stages that the model around it reads, if not all chosen ones
+        self._unused: frozenset[str] = frozenset()
+        self.freeze_unused()
+
+    def requires_grad_(self, requires_grad: bool = True) -> "EupeBackbone":
+        """As in torch; what the chosen stages do not need stays frozen."""
+        super().requires_grad_(requires_grad)
+        self.freeze_unused()
+        return self
+
+    def freeze_unused(self) -> None:
+        """Freeze what no chosen stage needs: later blocks, a norm that is not applied, the mask token.
+
+        Distributed training waits for a gradient of every parameter that trains. Call it after a change of the stages:
+        what they need now trains with the rest of the encoder.
+        """
+        config, blocks = self.config, self.unused_blocks()
+        prefixes = ["encoder.embeddings.mask_token", *(f"{name}." for name in blocks)]
+        if not config.apply_layernorm or (blocks and config.backbone_type == "convnext"):
+            prefixes.append("norm.")
+        unused = frozenset(name for name, _ in self.named_parameters() if name.startswith(tuple(prefixes)))
+        trains = self.get_input_embeddings().weight.requires_grad
+        for name, parameter in self.named_parameters():
+            if name in unused:
+                parameter.requires_grad_(False)
+            elif name in self._unused:
+                parameter.requires_grad_(trains and parameter.is_floating_point())
+        self._unused = unused
+
+    def unused_blocks(self) -> list[str]:
+        """Names of the blocks (ConvNeXt: stages) after the last chosen stage."""
+        blocks = "layers" if self.config.backbone_type == "vit" else "stages"
+        last = max(self._chosen() if self.needed is None else self.needed)
+        return [f"encoder.{blocks}.{i}" for i in range(last, self.config.num_stages)]
+
+    def share_encoder(self, other: "EupeBackbone") -> None:
+        """Take the encoder of another, which goes on deciding what in it trains until `freeze_unused` is called."""
+        self.encoder, self.norm, self._unused = other.encoder, other.norm, other._unused
+
+    def _chosen(self) -> list[int]:
+        return [index % len(self.stage_names) for index in self.out_indices]
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, return_class_token: bool | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        return_class_token: bool | None = None,
+        stages: Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EupeBackboneOutput:
         """Feature maps of the stages in `config.out_indices`.
+
+        What comes after the last stage that the call returns is not computed, unless it asks for attentions.
 
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
             return_class_token: Give `cls_tokens`; `None` takes the setting of the configuration.
+            stages: Other stages for this call, from 0.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
@@ -238,8 +286,9 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         if return_class_token is None:
             return_class_token = self.config.return_class_token
         returned = self.config.selected_hidden_states(kwargs.pop("output_hidden_states", None))
-        chosen = [index % len(self.stage_names) for index in self.out_indices]
-        outputs = self.encoder(pixel_values, output_hidden_states=[*chosen, *returned], **kwargs)
+        chosen = self._chosen() if stages is None else list(stages)
+        wanted = [*chosen, *returned]
+        outputs = self.encoder(pixel_values, output_hidden_states=wanted, num_layers=max(wanted), **kwargs)
         grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
         stages = [self._stage(outputs.hidden_states[index], index, grid) for index in chosen]
         states = tuple(state if i in returned else None for i, state in enumerate(outputs.hidden_states))

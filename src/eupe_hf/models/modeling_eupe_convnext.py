@@ -112,20 +112,23 @@ class EupeConvNextEncoder(EupeEncoder):
         self,
         pixel_values: torch.Tensor,
         output_hidden_states: bool | int | Sequence[int] | None = None,
+        num_layers: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode images (B, num_channels, H, W), normalised, in the dtype of the weights, without the final norm.
 
-        As `EupeViTEncoder.forward`, but options of attention are ignored, and states are maps: (B, C, H / 32, W / 32)
-        of the last stage, and on request those of the stem and of each stage.
+        As `EupeViTEncoder.forward`, but `num_layers` counts stages, options of attention are ignored, and states are
+        maps: (B, C, H / 32, W / 32) of the last stage, and on request those of the stem and of each stage.
         """
         selected = self.config.selected_hidden_states(output_hidden_states)
         # In channels-last memory norm and linear layers need no copies, and the depthwise convolution is faster.
         hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         states = [hidden_states if 0 in selected else None]
         rates = self._drop_path_rates()
-        for i, stage in enumerate(self.stages, start=1):
+        stages = list(self.stages)[:num_layers]
+        for i, stage in enumerate(stages, start=1):
             rates_here, rates = rates[: len(stage.layers)], rates[len(stage.layers) :]
             hidden_states = stage(hidden_states, rates_here)
             states.append(hidden_states if i in selected else None)
+        states += [None] * (len(self.stages) - len(stages))
         return BaseModelOutput(last_hidden_state=hidden_states, hidden_states=tuple(states) if selected else None)

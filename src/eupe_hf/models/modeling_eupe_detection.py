@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from .configuration_eupe import EupeConfig
 from .modeling_eupe_detection_loss import assign, check_detection_labels, generalized_overlap, overlap
 from .modeling_eupe_head import EupeTaskModel, Stages
-from .modeling_eupe_pyramid import EupeFeaturePyramid
+from .modeling_eupe_pyramid import EupeFeaturePyramid, count_read
 
 
 Labels = Sequence[Mapping[str, torch.Tensor] | None]
@@ -247,10 +247,19 @@ class EupeForObjectDetection(EupeTaskModel):
 
     @classmethod
     def complete_config(cls, config: EupeConfig) -> EupeConfig:
-        """Choose the last three stages of a ConvNeXt with only its last one chosen, which has no fine maps."""
-        count = config.num_stages
-        if config.backbone_type == "vit" or count == 1 or list(config.out_indices) not in ([count], [-1]):
+        """Choose the last three stages of a ConvNeXt with only its last one chosen, which has no fine maps.
+
+        Stages after the last one that a level reads are left out.
+        """
+        if config.backbone_type == "vit":
+            return config
+        count, chosen = config.num_stages, list(config.out_indices)
+        if chosen in ([count], [-1]):
+            chosen = list(range(max(1, count - 2), count + 1))
+        strides, given = detection_strides(config), [config.stage_stride(index) for index in chosen]
+        chosen = chosen[: count_read(given, strides)]
+        if chosen == list(config.out_indices):
             return config
         config = copy.deepcopy(config)
-        config.out_indices = list(range(max(1, count - 2), count + 1))
+        config.out_indices = chosen
         return config

@@ -32,7 +32,7 @@ class EupeModelWithHeads(EupePreTrainedModel):
         config.name_or_path = other.config.name_or_path
         with torch.device("meta"):
             model = cls(config)
-        model.eupe.encoder, model.eupe.norm = other.eupe.encoder, other.eupe.norm
+        model.eupe.share_encoder(other.eupe)
         return model
 
     def freeze_backbone(self) -> None:
@@ -40,7 +40,7 @@ class EupeModelWithHeads(EupePreTrainedModel):
         self.eupe.requires_grad_(False)
 
     def unfreeze_backbone(self) -> None:
-        """Train the encoder with the heads."""
+        """Train the encoder with the heads, but for what they do not use: later blocks, a ViT's mask token."""
         self.eupe.requires_grad_(True)
 
 

@@ -57,6 +57,9 @@ class EupeLoadingMixin:
         output_loading_info = kwargs.pop("output_loading_info", False)
         parent: Any = super()
         model, info = parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        for part in model.modules():
+            if hasattr(part, "freeze_unused"):  # transformers' loading lets everything train
+                part.freeze_unused()
         model._refuse_new_on_disk(info["missing_keys"])
         # with the loading info you see what is missing, and decide yourself
         if source is not None and not output_loading_info:

@@ -144,6 +144,7 @@ class EupeForMultiTask(EupeModelWithHeads):
         """
         self._check_new_name(name)
         self.config.set_head(name, {"task": task, **fields})
+        self.eupe.freeze_unused()
         head = self._new_head(name)
         for module in reversed(list(head.modules())):
             self._init_weights(module)
@@ -155,6 +156,7 @@ class EupeForMultiTask(EupeModelWithHeads):
         self._head(name)
         del self.heads[name]
         self.config.remove_head(name)
+        self.eupe.freeze_unused()
 
     def task_model(self, name: str) -> EupeTaskModel:
         """The single-task model of a head, for instance to save it. It shares encoder and head with this model."""
@@ -198,6 +200,7 @@ class EupeForMultiTask(EupeModelWithHeads):
         if key := _differing_field(config, self.eupe.config):
             there, here = getattr(config, key), getattr(self.eupe.config, key)
             raise ValueError(f"{source} is a head for another encoder: {key} is {there} there and {here} here.")
+        config = task_class.complete_config(config)
         with torch.device("meta"):
             head = task_class.head_class(config)
         head.load_state_dict(_head_weights(source, head, **kwargs), assign=True)
@@ -234,9 +237,10 @@ class EupeForMultiTask(EupeModelWithHeads):
         for extra in ("output_hidden_states", "output_attentions"):  # the encoder reads a configuration of its own
             if kwargs.get(extra) is None and getattr(self.config, extra):
                 kwargs[extra] = getattr(self.config, extra)
-        features = self.eupe(pixel_values, return_class_token=True, **kwargs)
+        read = sorted({index for name in names for index in self.config.heads[name]["out_indices"]})
+        features = self.eupe(pixel_values, return_class_token=True, stages=read, **kwargs)
         stages = zip(features.feature_maps, features.cls_tokens or (), strict=True)
-        by_index = dict(zip(self.eupe.out_indices, stages, strict=True))
+        by_index = dict(zip(read, stages, strict=True))
         loss, predictions = None, {}
         for name in names:
             maps, tokens = zip(*(by_index[i] for i in self.config.heads[name]["out_indices"]), strict=True)
@@ -276,6 +280,7 @@ class EupeForMultiTask(EupeModelWithHeads):
     def _attach(self, name: str, head: nn.Module, entry: dict[str, Any]) -> None:
         self._check_new_name(name)
         self.config.set_head(name, entry)
+        self.eupe.freeze_unused()
         self.heads[name] = head
 
 

@@ -38,20 +38,38 @@ class EupeFeaturePyramid(nn.Module):
         for width, stride in zip(in_channels, in_strides, strict=True):
             widths[stride] += width
         self.in_strides = tuple(in_strides)
-        # of two equally near strides the finer one, which has lost less
-        self.sources = tuple(min(widths, key=lambda s: (abs(math.log2(s / out)), s)) for out in out_strides)
+        self.sources = nearest_strides(in_strides, out_strides)
         self.levels = nn.ModuleList(
             EupePyramidLevel(widths[source], source, out, out_channels)
             for source, out in zip(self.sources, out_strides, strict=True)
         )
 
-    def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Maps (B, C_i, H / in_stride_i, W / in_stride_i) to one (B, out_channels, H / stride, W / stride) each."""
+    def forward(
+        self, feature_maps: Sequence[torch.Tensor], chosen: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Maps (B, C_i, H / in_stride_i, W / in_stride_i) to one (B, out_channels, H / stride, W / stride) each.
+
+        `chosen` are the numbers of the levels to compute, by default all. Maps after the last one that these read
+        may be left out, see `count_read`.
+        """
         groups: dict[int, list[torch.Tensor]] = {}
-        for stride, feature_map in zip(self.in_strides, feature_maps, strict=True):
+        for stride, feature_map in zip(self.in_strides, feature_maps, strict=False):
             groups.setdefault(stride, []).append(feature_map)
         joined = {stride: torch.cat(maps, dim=1) if len(maps) > 1 else maps[0] for stride, maps in groups.items()}
-        return tuple(level(joined[source]) for level, source in zip(self.levels, self.sources, strict=True))
+        chosen = range(len(self.levels)) if chosen is None else chosen
+        return tuple(self.levels[i](joined[self.sources[i]]) for i in chosen)
+
+
+def nearest_strides(in_strides: Sequence[int], out_strides: Sequence[int]) -> tuple[int, ...]:
+    """Which of the given strides each new map is made from."""
+    # of two equally near strides the finer one, which has lost less
+    return tuple(min(in_strides, key=lambda s: (abs(math.log2(s / out)), s)) for out in out_strides)
+
+
+def count_read(in_strides: Sequence[int], out_strides: Sequence[int]) -> int:
+    """How many of the given maps, from the first, a pyramid of these strides reads; the rest need not be computed."""
+    read = nearest_strides(in_strides, out_strides)
+    return 1 + max(i for i, stride in enumerate(in_strides) if stride in read)
 
 
 class EupePyramidLevel(nn.Module):
@@ -118,10 +136,23 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
         self.pyramid = EupeFeaturePyramid(channels, strides, config.strides, width)
         self.num_features = [width] * len(config.strides)
         self.post_init()
+        self.freeze_unused()
 
     @classmethod
     def _auto_classes(cls) -> dict[str, type]:
         return {"AutoConfig": EupePyramidConfig, "AutoBackbone": cls}
+
+    def freeze_unused(self) -> None:
+        """Freeze the levels that are not chosen, and what only they need of the encoder; see `EupeBackbone`."""
+        for i, level in enumerate(self.pyramid.levels):
+            if i not in self.out_indices:
+                level.requires_grad_(False)
+        self.eupe.needed = self._needed()
+        self.eupe.freeze_unused()
+
+    def _needed(self) -> list[int]:
+        chosen, config = [self.config.strides[i] for i in self.out_indices], self.config.encoder
+        return config.out_indices[: count_read(config.out_strides, chosen)]
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
@@ -135,7 +166,6 @@ class EupePyramidBackbone(BackboneMixin, EupePreTrainedModel):
             `feature_maps`: one (B, hidden_size, H / stride, W / stride) per chosen stride, finest first.
             `hidden_states` and `attentions` as in `EupeModel.forward`.
         """
-        outputs = self.eupe(pixel_values, **kwargs)
-        levels = self.pyramid(outputs.feature_maps)
-        maps, states = tuple(levels[index] for index in self.out_indices), outputs.hidden_states
+        outputs = self.eupe(pixel_values, stages=self._needed(), **kwargs)
+        maps, states = self.pyramid(outputs.feature_maps, self.out_indices), outputs.hidden_states
         return BackboneOutput(feature_maps=maps, hidden_states=states, attentions=outputs.attentions)

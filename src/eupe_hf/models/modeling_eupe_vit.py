@@ -243,7 +243,11 @@ class EupeViTEmbeddings(nn.Module):
                     f"{width}) for images of this size, got {tuple(bool_masked_pos.shape)}."
                 )
             patches = torch.where(bool_masked_pos.flatten(1).unsqueeze(-1).bool(), self.mask_token, patches)
-        prefix = torch.cat((self.cls_token, self.register_tokens), dim=1).expand(patches.shape[0], -1, -1)
+        cls_token = self.cls_token
+        if bool_masked_pos is None and self.training and self.mask_token.requires_grad:
+            # a gradient of 0: distributed training waits for one of every parameter that trains
+            cls_token = cls_token + 0 * self.mask_token
+        prefix = torch.cat((cls_token, self.register_tokens), dim=1).expand(patches.shape[0], -1, -1)
         return torch.cat((prefix, patches), dim=1), height, width
 
 
@@ -284,6 +288,7 @@ class EupeViTEncoder(EupeEncoder):
         bool_masked_pos: torch.Tensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
+        num_layers: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode without the final norm.
@@ -294,10 +299,12 @@ class EupeViTEncoder(EupeEncoder):
             output_hidden_states: Return the embeddings and each block's output; or those with these indices, `None`
                 in place of the others.
             output_attentions: Return the attention of each block; computed by the eager back end for this call.
+            num_layers: Compute only so many blocks, unless attentions are asked for; states of the others are `None`.
             **kwargs: Passed to the attention back end.
 
         Returns:
-            `last_hidden_state` (B, N, C), and on request `hidden_states` (B, N, C) and `attentions` (B, heads, N, N).
+            `last_hidden_state` (B, N, C), of the last block that is computed, and on request `hidden_states` (B, N, C)
+            and `attentions` (B, heads, N, N).
         """
         # collected here: transformers' recording hooks cannot be traced when blocks are compiled one by one
         selected = self.config.selected_hidden_states(output_hidden_states)
@@ -305,12 +312,15 @@ class EupeViTEncoder(EupeEncoder):
         hidden_states, position_embeddings = self._embed(pixel_values, bool_masked_pos)
         states, attentions = [hidden_states if 0 in selected else None], []
         options = {"position_embeddings": position_embeddings, "output_attentions": output_attentions, **kwargs}
-        for i, (layer, rate) in enumerate(zip(self.layers, self._drop_path_rates(), strict=True), start=1):
+        blocks = list(zip(self.layers, self._drop_path_rates(), strict=True))
+        blocks = blocks if output_attentions else blocks[:num_layers]
+        for i, (layer, rate) in enumerate(blocks, start=1):
             hidden_states = layer(hidden_states, drop_path_rate=rate, **options)
             if output_attentions:
                 hidden_states, weights = hidden_states
                 attentions.append(weights)
             states.append(hidden_states if i in selected else None)
+        states += [None] * (len(self.layers) - len(blocks))
         return BaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=tuple(states) if selected else None,
