@@ -26,7 +26,7 @@ from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 
 
 # `None`: as by default, the last stage (a ConvNeXt's detection head: the last three)
-STAGES = {"vit": (None, [1], [0]), "convnext": (None, [1, 2], [0])}
+STAGES = {"vit": (None, [1], [-2]), "convnext": (None, [1, 2], [0])}
 MODELS = [(task, family, stages) for task in TASK_MODELS for family in FAMILIES for stages in STAGES[family]]
 
 

@@ -249,15 +249,15 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
     def unused_blocks(self) -> list[str]:
         """Names of the blocks (ConvNeXt: stages) after the last chosen stage."""
         blocks = "layers" if self.config.backbone_type == "vit" else "stages"
-        last = max(self._chosen() if self.needed is None else self.needed)
+        last = max(self._from_stem(self.needed))
         return [f"encoder.{blocks}.{i}" for i in range(last, self.config.num_stages)]
 
     def share_encoder(self, other: "EupeBackbone") -> None:
         """Take the encoder of another, which goes on deciding what in it trains until `freeze_unused` is called."""
         self.encoder, self.norm, self._unused = other.encoder, other.norm, other._unused
 
-    def _chosen(self) -> list[int]:
-        return [index % len(self.stage_names) for index in self.out_indices]
+    def _from_stem(self, stages: Sequence[int] | None) -> list[int]:
+        return [index % len(self.stage_names) for index in (self.out_indices if stages is None else stages)]
 
     @can_return_tuple
     def forward(
@@ -274,7 +274,7 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
             return_class_token: Give `cls_tokens`; `None` takes the setting of the configuration.
-            stages: Other stages for this call, from 0.
+            stages: Other stages for this call, as in `config.out_indices`.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
@@ -286,17 +286,17 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         if return_class_token is None:
             return_class_token = self.config.return_class_token
         returned = self.config.selected_hidden_states(kwargs.pop("output_hidden_states", None))
-        chosen = self._chosen() if stages is None else list(stages)
+        chosen = self._from_stem(stages)
         wanted = [*chosen, *returned]
         outputs = self.encoder(pixel_values, output_hidden_states=wanted, num_layers=max(wanted), **kwargs)
         grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
-        stages = [self._stage(outputs.hidden_states[index], index, grid) for index in chosen]
+        found = [self._stage(outputs.hidden_states[index], index, grid) for index in chosen]
         states = tuple(state if i in returned else None for i, state in enumerate(outputs.hidden_states))
         return EupeBackboneOutput(
-            feature_maps=tuple(feature_map for feature_map, _ in stages),
+            feature_maps=tuple(feature_map for feature_map, _ in found),
             hidden_states=states if returned else None,
             attentions=outputs.attentions,
-            cls_tokens=tuple(token for _, token in stages) if return_class_token else None,
+            cls_tokens=tuple(token for _, token in found) if return_class_token else None,
         )
 
     def _stage(
