@@ -8,10 +8,22 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub import is_offline_mode
 from torch.utils.data import Dataset
 
+from eupe_hf.models.image_processing_eupe_reading import (
+    MAX_DOWNLOAD_BYTES,
+    check_is_file,
+    decode_image,
+    download_image,
+    read_pixels,
+    upright_size,
+)
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+
+_PROTOCOLS = {"hf", "http", "https", "tar", "zip"}  # of files that `datasets` names where they are
+_SURE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}  # every image of these becomes pixel values
+_NETWORK = {"hf", "http", "https"}
 
 
 class UnreadableError(ValueError):
@@ -89,7 +101,7 @@ def read_row(
 
 def _read(key: str, value: Any, classes: Mapping[Any, int] | None, name: str) -> Any:
     if "image" in key:
-        return read_image(value, name)
+        return read_image(value, name, is_picture=True)
     if key == "label" and classes is not None:
         return classes[value]
     if key == "objects":
@@ -103,44 +115,62 @@ def _read(key: str, value: Any, classes: Mapping[Any, int] | None, name: str) ->
         raise UnreadableError(f"{name} is not an array of numbers: {error}") from error
 
 
-def read_image(value: Any, name: str) -> PIL.Image.Image:
+def read_image(value: Any, name: str, is_picture: bool = False) -> PIL.Image.Image:
     """Decode an image that `datasets` left as a dictionary with "bytes" or "path"; an error calls it `name`.
+
+    `is_picture`: it goes into a model, which takes fewer kinds of pixels than maps have.
 
     Raises:
         UnreadableError: It cannot be read.
     """
     if not isinstance(value, dict):
         raise UnreadableError(f"{name} is not an image but of type {type(value).__name__}.")
+    named = f"{name} ({value['path'] or 'no file name'})"
     try:
-        image = PIL.Image.open(_file(value))
-        image.load()
-        return image
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UnreadableError(f"{name} ({value['path'] or 'no file name'}) cannot be read: {error}") from error
+        image = decode_image(_file(value))
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{named} cannot be read: {error}") from error
+    if is_picture and image.mode not in _SURE_MODES:
+        try:
+            read_pixels(image, named)
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
+    return image
 
 
 def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
     """Height and width in pixels of a PIL image with EXIF rotation undone, or of a tensor (C, H, W)."""
-    if isinstance(image, torch.Tensor):
-        return image.shape[1], image.shape[2]
-    return image.size if image.getexif().get(0x0112) in _TURNED else image.size[::-1]
+    return (image.shape[1], image.shape[2]) if isinstance(image, torch.Tensor) else upright_size(image)
 
 
-def _file(value: Mapping[str, Any]) -> Any:
-    """The bytes, or a path on this machine."""
+def _file(value: Mapping[str, Any]) -> str | bytes:
+    """The content of the file, or its path on this machine; a ValueError or OSError if there is neither."""
     if value["bytes"] is not None:
-        return io.BytesIO(value["bytes"])
-    if "://" not in value["path"]:
-        return value["path"]
+        return value["bytes"]
+    path = value["path"]
+    if "://" not in path:
+        check_is_file(path)
+        return path
+    protocols = {part.partition("://")[0] for part in path.split("::") if "://" in part}
+    if unknown := protocols - _PROTOCOLS:
+        raise ValueError(f"{min(unknown)}:// is not among {', '.join(sorted(_PROTOCOLS))}")
+    if protocols & _NETWORK and is_offline_mode():
+        raise ValueError("it is on the network, and HF_HUB_OFFLINE is set")
+    if path.startswith(("http://", "https://")):
+        return download_image(path)
     import fsspec  # comes with `datasets`; opens files on the Hub and in archives
 
-    with fsspec.open(value["path"], "rb") as file:
-        return io.BytesIO(file.read())
+    with fsspec.open(path, "rb") as file:
+        content = file.read(MAX_DOWNLOAD_BYTES + 1)
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes")
+    return content
 
 
 def _array(value: dict[str, Any], name: str) -> np.ndarray:
     try:
-        array = np.load(_file(value), allow_pickle=False)
+        source = _file(value)
+        array = np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False)
         return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes only the machine's byte order
     except (EOFError, OSError, ValueError, AttributeError) as error:
         raise UnreadableError(f"{name} ({value['path']}) cannot be read: {error}") from error

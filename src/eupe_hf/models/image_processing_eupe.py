@@ -22,7 +22,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import is_torchvision_available
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .image_processing_eupe_reading import open_image, read_pixels
+from .image_processing_eupe_reading import check_pixel_count, open_image, read_pixels
 from .image_processing_eupe_targets import EupeImageProcessorKwargs, EupeTargetsMixin, resized_size
 from .post_processing_eupe import EupePostProcessingMixin
 from .sharing_eupe import EupeNamesMixin, EupeSavedProcessorMixin
@@ -59,9 +59,9 @@ class EupeImageProcessorMixin(EupeNamesMixin, EupeSavedProcessorMixin, EupePostP
         """Turns images into `pixel_values` and targets into `labels`. `processor(images)` is the same call.
 
         Args:
-            images: One image or a list of any kinds and sizes: a file path, an http(s) URL, a PIL image of any mode,
-                an array or tensor (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4, or a batch of those with four
-                axes. Integers are 0..255, uint16 0..65535, floats [0, 1], bool black and white. PIL mode I is 16-bit
+            images: One image or a list of any kinds and sizes: a file path, an http(s), file or data URL, base64, a
+                PIL image of any mode, an array or tensor (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4, or a batch
+                of those with four axes. Integers are 0..255, uint16 0..65535, floats [0, 1], bool black and white. PIL mode I is 16-bit
                 if a value exceeds 255. EXIF rotation is undone and alpha dropped. If both layouts fit, arrays are
                 channels last and tensors channels first, unless `input_data_format` says otherwise. Pillow reads
                 grey files of 16 bits in full, but colour files of 16 bits per channel as 8.
@@ -100,7 +100,7 @@ class EupeImageProcessorMixin(EupeNamesMixin, EupeSavedProcessorMixin, EupePostP
         return self.preprocess(_ReadPixels(images), **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Reads paths and URLs, also in lists, into PIL images as stored. transformers' own cuts them to 8 bits."""
+        """Reads paths, URLs and base64, also in lists, into PIL images as stored; transformers' own cuts to 8 bits."""
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             return open_image(image_url_or_urls, "The image")
         is_list = isinstance(image_url_or_urls, Sequence) and not isinstance(image_url_or_urls, bytes)
@@ -155,6 +155,7 @@ class EupeImageProcessorMixin(EupeNamesMixin, EupeSavedProcessorMixin, EupePostP
         """Pads (C, H, W) with zeros all around to the largest, in multiples of `size_divisor`; odd pixels go last."""
         divisor = size_divisor or 1
         height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (-2, -1))
+        check_pixel_count(width, height, "the images would be padded to")
         return [_pad_centered(image, height, width) for image in images]
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,6 +205,11 @@ class EupeImageProcessorMixin(EupeNamesMixin, EupeSavedProcessorMixin, EupePostP
     def _preprocess(self, images: list[torch.Tensor], **kwargs: Any) -> BatchFeature:
         divisor, return_tensors, is_alone = map(kwargs.get, ("size_divisor", "return_tensors", "disable_grouping"))
         if kwargs["do_resize"]:
+            for index, (height, width) in enumerate(image.shape[-2:] for image in images):
+                rows, columns = resized_size(height, width, kwargs["size"])
+                # torch makes an image as wide as it shall be, and then as high
+                name = f"images[{index}], {width} x {height}, would take on the way to {columns} x {rows}"
+                check_pixel_count(columns, max(height, rows), name)
             # on the CPU, stacking images at their full size costs more than one call saves
             is_alone = images[0].device.type == "cpu" if is_alone is None else is_alone
             resize = partial(self.resize, size=kwargs["size"], resample=kwargs["resample"])

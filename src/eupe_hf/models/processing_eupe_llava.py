@@ -11,6 +11,7 @@ from transformers.processing_utils import MultiModalData
 
 from .configuration_eupe import EupeConfig
 from .image_processing_eupe import EupeImageProcessor
+from .image_processing_eupe_reading import check_pixel_count
 from .sharing_eupe import EupeNamesMixin, EupeSavedProcessorMixin
 
 
@@ -194,6 +195,7 @@ class EupeLlavaProcessor(_SavedLlavaProcessor):
         sizes = [tuple(image.shape[-2:]) for image in pixels]
         if len(set(sizes)) > 1 and return_tensors is not None:
             height, width = (max(sides) for sides in zip(*sizes, strict=True))
+            check_pixel_count(width, height, "the images would be padded to")
             missing = [(0, width - columns, 0, height - rows) for rows, columns in sizes]
             processed["pixel_values"] = torch.stack(list(map(functional.pad, pixels, missing)))
             processed["image_sizes"] = [list(size) for size in sizes]

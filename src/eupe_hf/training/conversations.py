@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from eupe_hf.data.checks import readable, skip
 from eupe_hf.data.loading import evenly, load_split
-from eupe_hf.data.rows import UnreadableError, read_image
+from eupe_hf.data.rows import UnreadableError, image_size, read_image
 from eupe_hf.data.splits import hold_out
 from eupe_hf.evaluation.results import EvaluationResult
 from eupe_hf.extras import require
@@ -99,7 +98,7 @@ class Conversations(Dataset):
         except ValueError as error:
             raise UnreadableError(f"{self.name(row).capitalize()}: {error}") from error
         if self.decode:
-            images = [read_image(image, f"The image of {self.name(row)}") for image in images]
+            images = [read_image(image, f"The image of {self.name(row)}", is_picture=True) for image in images]
         return messages, images
 
     def select(self, rows: Sequence[int]) -> "Conversations":
@@ -283,7 +282,7 @@ def _sizes(images: list[Any], is_one_size: bool) -> list[tuple[int, int]]:
     """Height and width of images; where the processor gives all one size, any will do."""
     if is_one_size:
         return [(1, 1)] * len(images)
-    return [PIL.ImageOps.exif_transpose(image).size[::-1] for image in images]
+    return [image_size(image) for image in images]
 
 
 def _lengths(rows: Conversations, sizes: list[list[tuple[int, int]]], processor: EupeLlavaProcessor) -> list[int]:
