@@ -61,10 +61,10 @@ class EupeImageProcessorMixin(EupeNamesMixin, EupeSavedProcessorMixin, EupePostP
         Args:
             images: One image or a list of any kinds and sizes: a file path, an http(s), file or data URL, base64, a
                 PIL image of any mode, an array or tensor (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4, or a batch
-                of those with four axes. Integers are 0..255, uint16 0..65535, floats [0, 1], bool black and white. PIL mode I is 16-bit
-                if a value exceeds 255. EXIF rotation is undone and alpha dropped. If both layouts fit, arrays are
-                channels last and tensors channels first, unless `input_data_format` says otherwise. Pillow reads
-                grey files of 16 bits in full, but colour files of 16 bits per channel as 8.
+                of those with four axes. Integers are 0..255, uint16 0..65535, floats [0, 1], bool black and white. PIL
+                mode I is 16-bit if a value exceeds 255. EXIF rotation is undone and alpha dropped. If both layouts
+                fit, arrays are channels last and tensors channels first, unless `input_data_format` says otherwise.
+                Pillow reads grey files of 16 bits in full, but colour files of 16 bits per channel as 8.
             segmentation_maps: One (H, W) map of class ids per image, of its size: PIL images in the modes 1, L, P (its
                 indices), I and I;16, their paths, arrays or tensors of integers. They follow the image with the
                 nearest pixel. Padding is `semantic_loss_ignore_index`. See also `do_reduce_labels`.
@@ -208,8 +208,8 @@ class EupeImageProcessorMixin(EupeNamesMixin, EupeSavedProcessorMixin, EupePostP
             for index, (height, width) in enumerate(image.shape[-2:] for image in images):
                 rows, columns = resized_size(height, width, kwargs["size"])
                 # torch makes an image as wide as it shall be, and then as high
-                name = f"images[{index}], {width} x {height}, would take on the way to {columns} x {rows}"
-                check_pixel_count(columns, max(height, rows), name)
+                what = f"images[{index}] is {width} x {height}: resizing it to {columns} x {rows} passes through"
+                check_pixel_count(columns, max(height, rows), what)
             # on the CPU, stacking images at their full size costs more than one call saves
             is_alone = images[0].device.type == "cpu" if is_alone is None else is_alone
             resize = partial(self.resize, size=kwargs["size"], resample=kwargs["resample"])
