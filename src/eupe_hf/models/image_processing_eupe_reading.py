@@ -104,7 +104,7 @@ def decode_image(source: str | bytes) -> "PIL.Image.Image":
         if isinstance(source, str):
             check_is_file(source)
         with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            check_pixel_count(*image.size, "it has")
+            check_pixel_count(image.width, image.height, "it has")
             image.load()
         return image
     except _UNREADABLE as error:
@@ -139,7 +139,7 @@ def check_pixel_count(width: int, height: int, what: str) -> None:
 def upright(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
     """Decodes a PIL image and undoes its EXIF rotation; a ValueError if it can't be read."""
     try:
-        check_pixel_count(*image.size, "it has")
+        check_pixel_count(image.width, image.height, "it has")
         image.load()
     except _UNREADABLE as error:
         raise ValueError(f"{name} can't be read ({_why(error)}): pass an intact image.") from error
