@@ -101,41 +101,42 @@ def read_row(
 
 def _read(key: str, value: Any, classes: Mapping[Any, int] | None, name: str) -> Any:
     if "image" in key:
-        return read_image(value, name, is_picture=True)
+        return read_image(value, name)
     if key == "label" and classes is not None:
         return classes[value]
     if key == "objects":
         return value
     if isinstance(value, dict):
         is_array = str(value.get("path")).lower().endswith(".npy")
-        return torch.from_numpy(_array(value, name) if is_array else np.array(read_image(value, name)))
+        return torch.from_numpy(_array(value, name) if is_array else np.array(_decoded(value, name)))
     try:
         return torch.from_numpy(np.array(value, dtype=None if key == "label" else float))
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"{name} is not an array of numbers: {error}") from error
 
 
-def read_image(value: Any, name: str, is_picture: bool = False) -> PIL.Image.Image:
+def read_image(value: Any, name: str) -> PIL.Image.Image:
     """Decode an image that `datasets` left as a dictionary with "bytes" or "path"; an error calls it `name`.
 
-    `is_picture`: it goes into a model, which takes fewer kinds of pixels than maps have.
-
     Raises:
-        UnreadableError: It cannot be read.
+        UnreadableError: It cannot be read, or has values that no image processor takes, such as metres.
     """
-    if not isinstance(value, dict):
-        raise UnreadableError(f"{name} is not an image but of type {type(value).__name__}.")
-    named = f"{name} ({value['path'] or 'no file name'})"
-    try:
-        image = decode_image(_file(value))
-    except (OSError, ValueError) as error:
-        raise UnreadableError(f"{named} cannot be read: {error}") from error
-    if is_picture and image.mode not in _SURE_MODES:
+    image = _decoded(value, name)
+    if image.mode not in _SURE_MODES:
         try:
-            read_pixels(image, named)
+            read_pixels(image, f"{name} ({value['path'] or 'no file name'})")
         except ValueError as error:
             raise UnreadableError(str(error)) from error
     return image
+
+
+def _decoded(value: Any, name: str) -> PIL.Image.Image:
+    if not isinstance(value, dict):
+        raise UnreadableError(f"{name} is not an image but of type {type(value).__name__}.")
+    try:
+        return decode_image(_file(value))
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{name} ({value['path'] or 'no file name'}) cannot be read: {error}") from error
 
 
 def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:

@@ -98,7 +98,7 @@ class Conversations(Dataset):
         except ValueError as error:
             raise UnreadableError(f"{self.name(row).capitalize()}: {error}") from error
         if self.decode:
-            images = [read_image(image, f"The image of {self.name(row)}", is_picture=True) for image in images]
+            images = [read_image(image, f"The image of {self.name(row)}") for image in images]
         return messages, images
 
     def select(self, rows: Sequence[int]) -> "Conversations":
