@@ -128,7 +128,10 @@ def evaluate(args: argparse.Namespace, data: Any) -> dict[str, float]:
         return evaluation.knn_accuracy(known, known_ids, new.to(model.device), ids, k=settings["k"])
     metrics: Any
     if args.protocol == "segmentation":
-        metrics = evaluation.SegmentationMetrics(model.config.num_labels, reduce_labels=settings["reduce_labels"])
+        config = model.config
+        metrics = evaluation.SegmentationMetrics(
+            config.num_labels, config.semantic_loss_ignore_index, settings["reduce_labels"]
+        )
     elif args.protocol == "depth":
         metrics = evaluation.DepthMetrics(model.config.min_depth, settings["max_depth"], settings["eigen_crop"])
     else:

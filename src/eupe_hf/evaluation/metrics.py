@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from eupe_hf.extras import require
-from eupe_hf.models.modeling_eupe_head import check_class_ids
+from eupe_hf.models.modeling_eupe_head import check_class_ids, check_ignore_index
 
 
 # rows and columns of a 480 x 640 NYUv2 image that Eigen et al. (2014, arXiv:1406.2283) evaluate
@@ -65,6 +65,7 @@ class ClassificationMetrics:
         """
         if predicted.shape != labels.shape:
             raise ValueError(f"predicted must be {tuple(labels.shape)}, as the labels, got {tuple(predicted.shape)}.")
+        predicted, labels = predicted.long(), labels.long()
         check_class_ids(labels, len(self.totals), "-100 is ignored.", -100)
         predicted, labels = predicted[labels != -100].cpu(), labels[labels != -100].cpu()
         self.totals += torch.bincount(labels, minlength=len(self.totals))
@@ -95,7 +96,7 @@ class SegmentationMetrics:
 
     Args:
         num_labels: Number of classes.
-        ignore_index: Label of pixels to ignore.
+        ignore_index: Label of pixels to ignore, which cannot be a class.
         reduce_labels: Apply `reduce_zero_label` to the labels, as for ADE20K; predictions stay as they are.
 
     Example:
@@ -113,6 +114,7 @@ class SegmentationMetrics:
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, reduce_labels: bool = False):
+        check_ignore_index(ignore_index, num_labels, "ignore_index")
         self.num_labels, self.ignore_index, self.reduce_labels = num_labels, ignore_index, reduce_labels
         self.confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64)  # true class, predicted class
 
@@ -122,15 +124,16 @@ class SegmentationMetrics:
         Raises:
             ValueError: The shapes differ, predictions are not integers, or an id is not a class.
         """
-        if predicted.shape != labels.shape or predicted.is_floating_point():
+        if predicted.shape != labels.shape or predicted.is_floating_point() or labels.is_floating_point():
             raise ValueError(
-                f"predicted must be class ids of the shape of the labels, {tuple(labels.shape)}, got "
-                f"{tuple(predicted.shape)} of {predicted.dtype}."
+                f"predicted must be class ids of the shape of the labels, integers both, {tuple(labels.shape)} of "
+                f"{labels.dtype}, got {tuple(predicted.shape)} of {predicted.dtype}."
             )
         labels = reduce_zero_label(labels, self.ignore_index) if self.reduce_labels else labels.long()
         hint = f"{self.ignore_index} is ignored. Where labels count from 1, as ADE20K's, set reduce_labels."
         check_class_ids(labels, self.num_labels, hint, self.ignore_index)
         check_class_ids(predicted, self.num_labels, "These are the predictions.")
+        predicted = predicted.long()
         count = require("torchmetrics.functional.classification").multiclass_confusion_matrix
         matrix = count(predicted.cpu(), labels.cpu(), self.num_labels, None, self.ignore_index, validate_args=False)
         self.confusion += matrix

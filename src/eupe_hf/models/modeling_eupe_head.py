@@ -199,14 +199,26 @@ def loss_where_labelled(
 
 
 def check_class_ids(labels: torch.Tensor, num_labels: int, hint: str, ignore_index: int | None = None) -> None:
-    """Refuse class ids outside 0 to `num_labels` - 1 that are not the ignore index."""
+    """Refuse class ids, integers of any type, outside 0 to `num_labels` - 1 that are not the ignore index."""
     if torch.compiler.is_compiling():  # looking at values would break the graph
         return
+    labels = labels.long()  # torch compares few of its unsigned types
     counted = labels if ignore_index is None else labels[labels != ignore_index]
     low, high = (int(bound) for bound in counted.aminmax()) if counted.numel() else (0, 0)
     if low < 0 or high >= num_labels:
+        cause = " They count from 1: subtract 1." if (low, high) == (1, num_labels) else ""
         raise ValueError(
-            f"labels go from {low} to {high}, but the model has {num_labels} classes, 0 to {num_labels - 1}. {hint}"
+            f"labels go from {low} to {high}, but the model has {num_labels} classes, 0 to {num_labels - 1}.{cause} "
+            f"{hint}"
+        )
+
+
+def check_ignore_index(ignore_index: int, num_labels: int, option: str) -> None:
+    """Refuse an ignore index that is also a class; `option` is the name under which the caller sets it."""
+    if 0 <= ignore_index < num_labels:
+        raise ValueError(
+            f"{ignore_index} is a class, since there are {num_labels} classes, 0 to {num_labels - 1}, and also the "
+            f"ignore index: its pixels would count for nothing. Set {option} to a number that is no class, e.g. -100."
         )
 
 

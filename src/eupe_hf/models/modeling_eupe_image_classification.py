@@ -35,18 +35,20 @@ class EupeImageClassificationHead(nn.Module):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy, binary cross entropy per class, or mean squared error, by `config.problem_type`.
 
-        Without a problem type, one output is a regression. With more outputs, integer labels are one class per image,
-        floats several labels per image.
+        The first labels set a problem type that is `None`, as in transformers, so that it is saved: pipelines read it.
+        One output is a regression. With more outputs, (B,) integers are one class per image, floats and (B, num_labels)
+        several labels per image.
         """
         problem, classes = self.config.problem_type, self.config.num_labels
-        if problem is None and classes == 1:
-            problem = "regression"
-        elif problem is None:
-            problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        if problem is None:
+            is_multiple = labels.is_floating_point() or labels.shape == logits.shape
+            problem = "multi_label_classification" if is_multiple else "single_label_classification"
+            problem = "regression" if classes == 1 else problem
         if problem == "single_label_classification":
             labels = labels.reshape(-1).long()
             hint = f"Set num_labels or id2label to match your data; {_IGNORE_INDEX} is ignored."
             check_class_ids(labels, classes, hint, _IGNORE_INDEX)
+            self.config.problem_type = problem
             total = functional.cross_entropy(logits.float(), labels, ignore_index=_IGNORE_INDEX, reduction="sum")
             return total / (labels != _IGNORE_INDEX).sum().clamp_min(1)
         labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
@@ -54,8 +56,23 @@ class EupeImageClassificationHead(nn.Module):
             shape = f"({logits.shape[0]}, {classes})"
             found = f"{tuple(labels.shape)}; one class per image needs integers"
             raise ValueError(f"labels for {problem} must be {shape}, got {found}.")
+        if problem == "multi_label_classification":
+            _check_shares(labels)
+        self.config.problem_type = problem
         loss = functional.mse_loss if problem == "regression" else functional.binary_cross_entropy_with_logits
         return loss(logits.float(), labels.float())
+
+
+def _check_shares(labels: torch.Tensor) -> None:
+    if torch.compiler.is_compiling():  # looking at values would break the graph
+        return
+    low, high = (float(bound) for bound in labels.float().aminmax())
+    if not (0 <= low and high <= 1):  # also where they are NaN
+        cause = " They look like percent: divide by 100." if 0 <= low and 1 < high <= 100 else ""
+        raise ValueError(
+            f"labels for multi_label_classification must be zeros and ones, or probabilities; they go from {low:.4g} to "
+            f"{high:.4g}.{cause}"
+        )
 
 
 class EupeForImageClassification(EupeTaskModel):

@@ -247,6 +247,8 @@ class EupeForMultiTask(EupeModelWithHeads):
             prediction = self.heads[name](maps, tokens, tuple(pixel_values.shape[2:]), labels.get(name))
             predictions[name] = prediction
             if prediction.loss is not None:
+                if problem := self.heads[name].config.problem_type:  # of the labels, to be saved
+                    self.config.heads[name]["problem_type"] = problem
                 weighted = self.config.heads[name]["loss_weight"] * prediction.loss
                 loss = weighted if loss is None else loss + weighted
         states, attentions = features.hidden_states, features.attentions

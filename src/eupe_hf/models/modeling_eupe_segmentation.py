@@ -1,6 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Semantic segmentation: upstream's linear head on the dense features of an EUPE encoder."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,6 +15,7 @@ from .modeling_eupe_head import (
     Stages,
     average_windows,
     check_class_ids,
+    check_ignore_index,
     check_label_maps,
     loss_where_labelled,
     resize,
@@ -24,6 +27,7 @@ class EupeSegmentationHead(nn.Module):
 
     def __init__(self, config: EupeConfig):
         super().__init__()
+        check_ignore_index(config.semantic_loss_ignore_index, config.num_labels, "semantic_loss_ignore_index")
         self.config = config
         self.linear = EupeLinearDenseHead(config, config.num_labels)
 
@@ -39,11 +43,12 @@ class EupeSegmentationHead(nn.Module):
         check_label_maps(labels, len(logits), "class ids")
         if labels.is_floating_point():
             raise ValueError(f"labels must be class ids, integers, got {labels.dtype}.")
+        labels = labels.long()
         ignore = self.config.semantic_loss_ignore_index
         hint = f"{ignore} is ignored. ADE20K counts from 1: subtract 1, and make its 0 the ignore index."
         check_class_ids(labels, self.config.num_labels, hint, ignore)
         resized = resize(logits.float(), labels.shape[1:])
-        total = functional.cross_entropy(resized, labels.long(), ignore_index=ignore, reduction="sum")
+        total = functional.cross_entropy(resized, labels, ignore_index=ignore, reduction="sum")
         # a batch without one labelled pixel has the loss 0, not NaN
         return total / (labels != ignore).sum().clamp_min(1)
 
@@ -52,9 +57,10 @@ class EupeForSegmentation(EupeTaskModel):
     """An EUPE encoder with the linear segmentation head of upstream's evaluation code.
 
     `config.num_labels` sets the classes, `config.out_indices` the stages that the head reads. Labels are (B, H', W')
-    class ids from 0, of any size, to which the loss resizes the logits; `config.semantic_loss_ignore_index` (255) for
-    pixels without a class. The output has `logits` (B, num_labels, h, w) at the resolution of the first feature map,
-    for `EupeImageProcessor.post_process_semantic_segmentation`.
+    class ids from 0, bool or integers of any type, and maps of any size, to which the loss resizes the logits;
+    `config.semantic_loss_ignore_index` (255), which cannot be a class, is for pixels without one. The output has
+    `logits` (B, num_labels, h, w) at the resolution of the first feature map, for
+    `EupeImageProcessor.post_process_semantic_segmentation`.
 
     Example:
 
@@ -75,6 +81,11 @@ class EupeForSegmentation(EupeTaskModel):
     head_fields = ("out_indices", "id2label", "head_dropout", "semantic_loss_ignore_index")
     _task_auto_class = "AutoModelForSemanticSegmentation"
     _pipeline_tag = "image-segmentation"
+
+    def _default_processor(self) -> Any:
+        processor = super()._default_processor()
+        processor.semantic_loss_ignore_index = self.config.semantic_loss_ignore_index  # of the padding that it adds
+        return processor
 
     @torch.no_grad()
     def predict_sliding_window(

@@ -88,7 +88,8 @@ class Augmentation:
             seed: Decides everything random.
 
         Returns:
-            The same keys, with the same dtypes.
+            The same keys, with the same dtypes, but a mask of integers or booleans as int64, which holds every id and
+            the `fill`.
         """
         self.steps.set_random_seed(seed)
         given: dict[str, Any] = {"image": np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy())}
@@ -99,7 +100,8 @@ class Augmentation:
         made = self.steps(**given)
         result = {**sample, "image": torch.from_numpy(np.ascontiguousarray(made["image"])).permute(2, 0, 1)}
         if "mask" in sample:
-            result["mask"] = torch.from_numpy(np.ascontiguousarray(made["mask"])).to(sample["mask"].dtype)
+            dtype = sample["mask"].dtype if sample["mask"].is_floating_point() else torch.int64
+            result["mask"] = torch.from_numpy(np.ascontiguousarray(made["mask"])).to(dtype)
         if "boxes" in sample:
             result["boxes"] = torch.as_tensor(np.asarray(made["bboxes"])).reshape(-1, 4).to(sample["boxes"].dtype)
             result["box_labels"] = sample["box_labels"][torch.as_tensor(made["box_index"], dtype=torch.int64)]
