@@ -7,11 +7,11 @@ r"""Fine-tune an encoder for semantic segmentation: with LoRA, with a frozen enc
 
 --dataset is a folder with images/NAME.jpg and masks/NAME.png, optionally below train/ and validation/, or a data set
 with two image columns, on the Hub or in parquet files. A mask holds one class id per pixel; 255 is ignored, or the
---ignore_index. With --reduce_labels 0 is ignored as well and 1 is the first class, as in ADE20K. --labels names the classes; without it
-they have numbers. The output folder gets the adapter with its head (--merge: an ordinary model), the image processor,
-a card, results.json and curve.png. Metrics are measured on whole images, resized to --size; `examples/evaluate.py`
-has the paper's sliding window. All options of transformers' TrainingArguments work as well. Needs
-`pip install 'eupe-hf[train]'`.
+--ignore_index. With --reduce_labels 0 is ignored as well and 1 is the first class, as in ADE20K. --labels names the
+classes; without it they have numbers. The output folder gets the adapter with its head (--merge: an ordinary model),
+the image processor, a card, results.json and curve.png. Metrics are measured on whole images, resized to --size;
+`examples/evaluate.py` has the paper's sliding window. All options of transformers' TrainingArguments work as well.
+Needs `pip install 'eupe-hf[train]'`.
 """
 
 from collections.abc import Sequence

@@ -14,6 +14,7 @@ from PIL import Image
 from eupe_hf import EupeForMultiTask, EupeForSegmentation, EupeImageProcessorPil, EupeMultiTaskConfig
 from eupe_hf.evaluation.metrics import SegmentationMetrics
 from eupe_hf.training.augmentation import Augmentation
+from eupe_hf.training.options import parse_recipe
 from eupe_hf.training.tasks.segmentation import SegmentationDataArguments, SegmentationTask
 
 
@@ -159,10 +160,14 @@ def test_class_255_is_learned_where_something_else_is_ignored() -> None:
     assert loss > 1
 
 
-def test_ignore_index_is_saved_with_model_and_processor(tmp_path: Path) -> None:
-    config = tiny_config("vit", num_labels=3, semantic_loss_ignore_index=-1)
-    EupeForSegmentation(config).save_pretrained(tmp_path)
-    assert EupeForSegmentation.from_pretrained(tmp_path).config.semantic_loss_ignore_index == -1
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_ignore_index_is_saved_with_model_and_processor(is_joined: bool, tmp_path: Path) -> None:
+    model: Any = EupeForSegmentation(tiny_config("vit", num_labels=3, semantic_loss_ignore_index=-1))
+    if is_joined:
+        model = EupeForMultiTask.from_task_models({"parts": model})
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert (again.task_model("parts") if is_joined else again).config.semantic_loss_ignore_index == -1
     processor = EupeImageProcessorPil.from_pretrained(tmp_path)
     assert processor.semantic_loss_ignore_index == -1
     padded = processor(np.zeros((8, 8, 3), np.uint8), segmentation_maps=np.zeros((8, 8), int), do_resize=False,
@@ -172,7 +177,7 @@ def test_ignore_index_is_saved_with_model_and_processor(tmp_path: Path) -> None:
 
 def test_recipe_hands_the_ignore_index_to_head_processor_and_metrics(tmp_path: Path) -> None:
     arguments = folder_of(tmp_path / "data", save_array("int64"))
-    options = ["--output_dir", str(tmp_path / "out"), "--ignore-index", "9"]
+    options = ["--output_dir", str(tmp_path / "out"), "--ignore-index", "9", "--held_out", "0.25"]
     _, parsed, _ = parse_recipe(SegmentationTask, "", ["--dataset", arguments.dataset, *options])
     task, processor = SegmentationTask(parsed, seed=0), EupeImageProcessorPil(size=32)
     task.rows(processor, 16)

@@ -91,6 +91,8 @@ class EupeTaskModel(EupeModelWithHeads):
         features = self.eupe(pixel_values, return_class_token=True, **kwargs)
         outputs = self.head(features.feature_maps, features.cls_tokens, tuple(pixel_values.shape[2:]), labels)
         outputs.hidden_states, outputs.attentions = features.hidden_states, features.attentions
+        if outputs.loss is not None and (problem := self.head.config.problem_type):
+            self.config.problem_type = problem  # what the head takes its labels for; with an adapter it is a copy
         return outputs
 
 

@@ -35,8 +35,8 @@ class EupeImageClassificationHead(nn.Module):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy, binary cross entropy per class, or mean squared error, by `config.problem_type`.
 
-        The first labels set a problem type that is `None`, as in transformers, so that it is saved: pipelines read it.
-        One output is a regression. With more outputs, (B,) integers are one class per image, floats and (B, num_labels)
+        The first labels set a problem type that is `None`, as in transformers, to be saved: pipelines read it. One
+        output is a regression. With more outputs, (B,) integers are one class per image, floats and (B, num_labels)
         several labels per image.
         """
         problem, classes = self.config.problem_type, self.config.num_labels
@@ -67,11 +67,11 @@ def _check_shares(labels: torch.Tensor) -> None:
     if torch.compiler.is_compiling():  # looking at values would break the graph
         return
     low, high = (float(bound) for bound in labels.float().aminmax())
-    if not (0 <= low and high <= 1):  # also where they are NaN
-        cause = " They look like percent: divide by 100." if 0 <= low and 1 < high <= 100 else ""
+    if not (low >= 0 and high <= 1):  # also where they are NaN
+        cause = " They look like percent: divide by 100." if low >= 0 and 1 < high <= 100 else ""
         raise ValueError(
-            f"labels for multi_label_classification must be zeros and ones, or probabilities; they go from {low:.4g} to "
-            f"{high:.4g}.{cause}"
+            "labels for multi_label_classification must be zeros and ones, or probabilities; they go from "
+            f"{low:.4g} to {high:.4g}.{cause}"
         )
 
 
@@ -80,7 +80,8 @@ class EupeForImageClassification(EupeTaskModel):
 
     `config.classify_patch_mean` adds the mean patch feature, `config.out_indices` the features of earlier stages.
     Labels are (B,) class ids, -100 for no class; (B, num_labels) zeros and ones for several labels per image; (B,) or
-    (B, num_labels) floats for regression, see `config.problem_type`. The output has `logits` (B, num_labels).
+    (B, num_labels) floats for regression. `config.problem_type` says which; the first labels set it if it is `None`.
+    The output has `logits` (B, num_labels).
 
     Example:
 

@@ -259,6 +259,8 @@ class RecipeTrainer(CardTrainer):
         options = {"args": args, "processing_class": processor, "data_collator": task.collate, **kwargs}
         options |= {"train_dataset": train, "eval_dataset": evaluation, "compute_metrics": self.streams.get("")}
         super().__init__(task, **options)
+        for encoder in find_encoders(self.model).values():  # a model that is saved elsewhere gets a processor from it
+            encoder.config.image_size = task.arguments.size
         if args.early_stopping is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping))
 
