@@ -61,10 +61,40 @@ def test_cells_without_objects_and_faulty_cells() -> None:
         read_objects({"bbox": [BOX], "category": [3, 3]}, 40, 30, {3: 0})
     with pytest.raises(ValueError, match="1 boxes, of four numbers each, and 1 categories and 2 crowd marks"):
         read_objects({"bbox": [BOX], "category": [3], "iscrowd": [0, 0]}, 40, 30, {3: 0})
-    with pytest.raises(ValueError, match="of four numbers each"):
+    with pytest.raises(ValueError, match=r"^object 0 has the bbox \[10, 4, 8\]: it must be four"):
         read_objects({"bbox": [BOX[:3]], "category": [3]}, 40, 30, {3: 0})
     with pytest.raises(ValueError, match="the label 4, which is beyond the 1 classes"):
         read_objects({"bbox": [BOX], "category": [4]}, 40, 30, Classes({3: 0}))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"bbox": [None], "category": [3]}, "object 0 has the bbox None: it must be four numbers, left, top, width"),
+        ({"bbox": [BOX, [1, None, 5, 4]], "category": [3, 3]}, r"object 1 has the bbox \[1, None, 5, 4\]"),
+        ({"bbox": [[BOX]], "category": [3]}, r"object 0 has the bbox \[\[10, 4, 8, 6.5\]\]"),
+        ({"bbox": [["1", 2, 3, 4]], "category": [3]}, "object 0 has the bbox"),
+        ({"bbox": [[True, 2, 3, 4]], "category": [3]}, "object 0 has the bbox"),
+        ({"bbox": [[10**400, 2, 3, 4]], "category": [3]}, "object 0 has the bbox"),
+        ({"bbox": BOX, "category": [3, 3, 3, 3]}, "object 0 has the bbox 10"),
+        ({"bbox": 5, "category": [3]}, "bbox must be a list with an entry per object, got 5"),
+        ({"bbox": [BOX], "category": 3}, "category must be a list with an entry per object, got 3"),
+        ({"bbox": [BOX], "category": [None]}, "object 0 has the category None: it must be text or a number"),
+        ({"bbox": [BOX], "category": [[3]]}, r"object 0 has the category \[3\]"),
+        ({"bbox": [BOX], "category": [3], "iscrowd": ["0"]}, "object 0 has the iscrowd '0': it must be 0 or 1"),
+        ({"bbox": [BOX], "category": [3], "iscrowd": [2]}, "object 0 has the iscrowd 2"),
+        ([{"bbox": BOX, "category": 3}, {"category": 3}], "object 1 has the bbox None"),
+        ([{"bbox": BOX, "category": 3}, 5], "the objects must be lists of bbox and category, got "),
+        ("x", "the objects must be lists of bbox and category, got 'x'"),
+        (
+            {"bbox": [BOX], "category": ["3"]},
+            "object 0 has the label '3', .* The label is text, the classes are numbers",
+        ),
+    ],
+)
+def test_objects_of_other_types_are_refused_with_their_index(value: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{words}"):
+        read_objects(value, 40, 30, Classes({3: 0}))
 
 
 def objects(category: Any, *kinds: list[Any]) -> Rows:
@@ -88,15 +118,27 @@ def test_categories_are_named_by_the_data_or_by_what_occurs() -> None:
         names = category_names([rows], arguments, rows.data.features["objects"])
         assert list(names.items()) == list(expected.items())
     numbers = objects(datasets.Value("int64"), [0, 5])
-    with pytest.raises(ValueError, match="The column 'objects' must have, per image, bbox and category: lists of box"):
+    with pytest.raises(
+        ValueError, match="The column 'objects' of d must have, per image, bbox and category: lists of box"
+    ):
         category_names([numbers], arguments, datasets.Value("int64"))
+
+
+def test_categories_of_both_kinds_and_faulty_objects_are_refused_with_the_row() -> None:
+    arguments = DataArguments("d", label_column="objects")
+    texts, numbers = objects(datasets.Value("string"), ["1"], ["3"]), objects(datasets.Value("int64"), [3])
+    with pytest.raises(ValueError, match="The labels of d are both text, such as '1', and numbers, such as 3: write"):
+        category_names([texts, numbers], arguments, texts.data.features["objects"])
+    rows = objects(datasets.Value("int64"), [3], [None])
+    with pytest.raises(ValueError, match=r"^d, row 1: object 0 has the category None: it must be text or a number"):
+        category_names([rows], arguments, rows.data.features["objects"])
 
 
 def test_categories_beyond_the_names_are_refused(tmp_path: Any) -> None:
     (tmp_path / "names.txt").write_text("a\nb\n")
     rows = objects(datasets.Value("int64"), [0, 5])
     arguments = DataArguments("d", label_column="objects", labels=str(tmp_path / "names.txt"))
-    with pytest.raises(ValueError, match="There are boxes of the category 5, beyond the 2 class names"):
+    with pytest.raises(ValueError, match="d has boxes of the category 5, beyond the 2 class names"):
         category_names([rows], arguments, rows.data.features["objects"])
 
 

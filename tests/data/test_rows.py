@@ -45,7 +45,9 @@ def test_cells_have_the_types_of_their_columns() -> None:
 def test_labels_become_class_ids_and_unknown_ones_are_named() -> None:
     rows = Rows([{"label": "b"}, {"label": "z"}], {"label": "label"}, Classes({"a": 0, "b": 1}))
     assert rows[0] == (1,)
-    with pytest.raises(ValueError, match=r"^A row has the label 'z', which is beyond the 2 classes: 'a', 'b'\.$"):
+    with pytest.raises(
+        ValueError, match=r"^Row 1, 'label' has the label 'z', which is beyond the 2 classes: 'a', 'b'\.$"
+    ):
         rows[1]
     many = Classes({i: i for i in range(9)})
     assert many.beyond(9) == "the label 9, which is beyond the 9 classes: 0, 1, 2, ..., 8."
@@ -66,6 +68,65 @@ def test_labels_become_class_ids_and_unknown_ones_are_named() -> None:
 def test_unreadable_cells_are_named(value: Any, words: str) -> None:
     with pytest.raises(UnreadableError, match=words):
         Rows([{"x": value}], {"map": "x"})[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("image", {"bytes": "x"}, "is no file: it must have either 'bytes' or, as text, 'path', got {'bytes': 'x'}."),
+        ("image", {"path": 5}, "is no file: it must have either"),
+        ("image", {}, "is no file: it must have either"),
+        ("image", {"bytes": None, "path": None}, "is no file: it must have either"),
+        ("image", {"bytes": [1, 2], "path": "a.png"}, "is no file: it must have either"),
+        ("image", None, "is not an image but of type NoneType."),
+        ("image", [1], "is not an image but of type list."),
+        ("image", "nowhere.png", "(nowhere.png) cannot be read: "),
+        ("label", None, "is not an array of numbers: None."),
+        ("label", [[1, 2], [3]], "is not an array of numbers: [[1, 2], [3]]."),
+        ("label", [["a"]], "is not an array of numbers: [['a']]."),
+        ("label", [[2**70]], "is not an array of numbers: [[1180591620717411303424]]."),
+        ("label", {"bytes": None, "path": 5}, "is no file: it must have either"),
+        ("box", [1, "x"], "is not an array of numbers: [1, 'x']."),
+        ("box", [10**400], "is not an array of numbers: "),
+    ],
+)
+def test_cells_of_other_types_are_refused_in_a_sentence(key: str, value: Any, words: str) -> None:
+    with pytest.raises(UnreadableError) as raised:
+        Rows([{"x": value}], {key: "x"})[0]
+    assert str(raised.value).startswith("Row 0, 'x' ") and words in str(raised.value)
+
+
+ONE = np.ones((8, 12))
+ARRAYS = {
+    "text": ONE.astype("U3"), "bytes": ONE.astype("S3"), "dates": ONE.astype("M8[s]"), "spans": ONE.astype("m8[s]"),
+    "complex": ONE.astype(complex),
+    "records": np.zeros((8, 12), [("a", int), ("b", "f4")]), "objects": ONE.astype(object),
+    "large": np.full((8, 12), 2**64 - 1, np.uint64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*ARRAYS, "claims 74 GB", "negative", "archive", "version", "cut", "header"])
+def test_array_files_that_are_no_maps_are_refused_in_a_sentence(tmp_path: Path, kind: str) -> None:
+    file = io.BytesIO()
+    (np.savez if kind == "archive" else np.save)(file, ARRAYS.get(kind, ONE))
+    data = file.getvalue()
+    if kind in ("claims 74 GB", "negative"):
+        shape = b"(99999, 93000), }" if kind == "claims 74 GB" else b"(-8, 12), }"
+        data = data.replace(b"(8, 12), }" + b" " * (len(shape) - 10), shape)
+    data = {"version": data[:6] + b"\x09" + data[7:], "cut": data[:-1], "header": data[:10] + b"[" * 118}.get(
+        kind, data
+    )
+    (tmp_path / "a.npy").write_bytes(data)
+    for value in ({"bytes": data, "path": "a.npy"}, {"bytes": None, "path": str(tmp_path / "a.npy")}):
+        with pytest.raises(UnreadableError, match=r"^Row 0, 'x' "):
+            Rows([{"x": value}], {"label": "x"})[0]
+
+
+@pytest.mark.parametrize("kind", ["u2", "u4", "u8", ">u2", ">i4", "?", "i1", "f2"])
+def test_maps_of_every_number_type_can_be_computed_with(kind: str) -> None:
+    values = np.array([[0, 1], [1, 100]]).astype(kind)
+    (found,) = Rows([{"x": encoded(values, "NPY")}], {"label": "x"})[0]
+    assert found.tolist() == values.tolist() and found.max() == values.max() and found[found != 1].tolist()
 
 
 def test_cells_that_are_not_images_are_named() -> None:
@@ -121,6 +182,21 @@ def test_what_a_check_raises_is_not_skipped() -> None:
 
     with pytest.raises(ValueError, match=r"map\.png is wrong"):
         readable(rows_of(5), strict=False, check=refuse)
+
+
+def test_rows_keep_their_numbers_when_others_are_left_out() -> None:
+    rows = rows_of(5, None, 7, None).select([3, 2, 1]).select([0, 1])
+    assert rows.name(1) == "map.png" and list(rows.numbers) == [3, 2]
+    with pytest.raises(UnreadableError, match=r"^Row 3, 'image'"):
+        rows[0]
+
+
+def test_labels_that_are_no_classes_are_refused_with_their_row() -> None:
+    rows = Rows(datasets.Dataset.from_dict({"label": [[1], [2]]}), {"label": "label"})
+    with pytest.raises(ValueError, match=r"^photos, row 0, has the label \[1\]: a class is text or a number\.$"):
+        rows.labels("photos")
+    with pytest.raises(ValueError, match="The label is a number, the classes are text: write both one way"):
+        Rows([{"label": 3}], {"label": "label"}, Classes({"1": 0, "3": 1}))[0]
 
 
 def test_a_message_names_ten_rows_and_counts_the_others(caplog: pytest.LogCaptureFixture) -> None:

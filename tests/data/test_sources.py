@@ -2,6 +2,8 @@
 """Kinds of data sets: which splits they have, what they load, and what they refuse."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from PIL import Image
 
 from eupe_hf.data.coco import CocoFolder
 from eupe_hf.data.folders import PairFolder, check_class_folders
-from eupe_hf.data.loading import DataSet, Source, evenly, load_split
+from eupe_hf.data.loading import DataSet, Source, evenly, load_split, read_json
 from eupe_hf.data.options import DataArguments
+from eupe_hf.data.rows import Rows, UnreadableError
 from eupe_hf.data.splits import load_splits, pick_source
 
 
@@ -234,10 +237,19 @@ def change(path: Path, edit: Callable[[Any], None]) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda c: c["categories"].pop(), "has boxes of the category 3, which is not among its categories"),
-        (lambda c: c["categories"][1].update(name="box"), "calls the category 7 '.*', and another file"),
-        (lambda c: c["annotations"][0].update(image_id=9), "boxes for the image 9, which is not among its images"),
-        (lambda c: c["annotations"][0].pop("bbox"), "one of the annotations is .* it must have image_id, bbox, categ"),
+        (lambda c: c["categories"].pop(), r"annotations\[1\] is of the category 3, which is not among its categories"),
+        (
+            lambda c: c["categories"][1].update(name="box"),
+            r"categories\[1\] calls the category 7 '.*', and another place",
+        ),
+        (
+            lambda c: c["annotations"][0].update(image_id=9),
+            r"annotations\[0\] is of the image 9, which is not among its images",
+        ),
+        (
+            lambda c: c["annotations"][0].pop("bbox"),
+            r"annotations\[0\] has no bbox, it must have image_id, bbox, categ",
+        ),
         (lambda c: c.pop("categories"), "has no list of categories: it must be COCO's JSON for detection"),
         (lambda c: c.update(images=[], annotations=[]), "has no images"),
     ],
@@ -250,13 +262,131 @@ def test_files_that_are_not_coco_are_refused(tmp_path: Path, edit: Callable[[Any
         source.load("train")
 
 
+NO_ID = (None, [], {}, True, "", math.nan)
+FIELDS = [
+    ("images", "id", NO_ID),
+    ("images", "file_name", (None, 5, ["a.png"], "")),
+    ("annotations", "image_id", (*NO_ID, "0", 9)),
+    ("annotations", "category_id", (*NO_ID, "7", 9)),
+    ("annotations", "bbox", (None, [], [[1, 2, 3, 4]], [1, 2, 3], [1, 2, None, 4], ["1", 2, 3, 4], "1 2 3 4", 5)),
+    ("annotations", "iscrowd", ("0", [0], 2, {})),
+    ("categories", "id", NO_ID),
+    ("categories", "name", (None, [], {}, "")),
+]
+
+
+@pytest.mark.parametrize(("table", "field", "values"), FIELDS, ids=[f"{table}-{field}" for table, field, _ in FIELDS])
+def test_each_field_of_coco_is_checked_and_named(tmp_path: Path, table: str, field: str, values: Any) -> None:
+    coco(tmp_path)
+    file = tmp_path / "train" / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    missing = object()
+    for value in (*values, *([missing] if field != "iscrowd" else []), "entry"):
+        changed = json.loads(json.dumps(content))
+        entry = changed[table][1]
+        if value is missing:
+            del entry[field]
+        elif value == "entry":
+            changed[table][1] = 5
+        else:
+            entry[field] = value
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: {table}\[1\] ") as raised:
+            pick_source(DataArguments(str(tmp_path)), OBJECTS).load("train")
+        assert value in (missing, "entry") or field.removesuffix("_id") in str(raised.value)
+
+
+def test_ids_of_another_type_are_refused_with_the_cause(tmp_path: Path) -> None:
+    coco(tmp_path)
+    change(tmp_path / "train" / "_annotations.coco.json", lambda c: c["annotations"][0].update(category_id="7"))
+    with pytest.raises(
+        ValueError, match=r"the category '7', which .* It is text in one place and a number in the other"
+    ):
+        pick_source(DataArguments(str(tmp_path)), OBJECTS).load("train")
+
+
+def test_coco_takes_missing_crowd_marks_and_ids_that_are_text(tmp_path: Path) -> None:
+    coco(tmp_path)
+
+    def edit(content: Any) -> None:
+        for image in content["images"]:
+            image["id"] = f"photo {image['id']}"
+        for category in content["categories"]:
+            category["id"] = f"c{category['id']}"
+        for annotation in content["annotations"]:
+            annotation |= {
+                "image_id": f"photo {annotation['image_id']}",
+                "category_id": f"c{annotation['category_id']}",
+            }
+        content["annotations"][0]["iscrowd"] = None
+
+    for split in ("train", "val"):
+        change(tmp_path / split / "_annotations.coco.json", edit)
+    data = pick_source(DataArguments(str(tmp_path)), OBJECTS).load("train")
+    assert data.features["label"]["category"].feature.names == ["box", "cup"]
+    assert data[0]["label"] == {"bbox": [[1, 2, 3, 4.5], [0, 0, 5, 5]], "category": [1, 0], "iscrowd": [0, 1]}
+
+
+def test_two_images_of_one_id_are_refused(tmp_path: Path) -> None:
+    coco(tmp_path)
+    change(tmp_path / "train" / "_annotations.coco.json", lambda c: c["images"][1].update(id=0))
+    with pytest.raises(ValueError, match=r"images\[0\] and images\[1\] have one id, 0"):
+        pick_source(DataArguments(str(tmp_path)), OBJECTS).load("train")
+
+
+def test_json_of_any_kind_is_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(file) == [1]
+    for content, words in (
+        (b"[" * 100_000, "is JSON that is nested too deep"), (b"{", "is not a JSON file: "),
+        (b"\xff\xfe", "is not a JSON file: "), (b"", "is not a JSON file: "), (b"1" * 5000, "is not a JSON file: "),
+    ):  # fmt: skip
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.json {words}"):
+            read_json(file)
+
+
+def test_tables_of_paths_load_from_csv_and_json(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 9)
+    path = str(tmp_path / "a.png")
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "train.csv").write_text(f"image,label\n{path},0\n{path},1\n")
+    (tmp_path / "json").mkdir()
+    lines = [{"image": path, "label": 0}, {"image": path, "label": 1}]
+    (tmp_path / "json" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for kind in ("csv", "json"):
+        rows = Rows(load_split(str(tmp_path / kind), "train", COLUMNS), COLUMNS, {0: 0, 1: 1})
+        assert [cells[1] for cells in rows] == [0, 1] and rows[1][0].getpixel((0, 0)) == 9
+
+
+def test_one_faulty_cell_of_a_json_table_does_not_hide_the_others(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    lines = [{"image": str(tmp_path / "a.png"), "label": 0}, {"image": 5, "label": 1}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = Rows(load_split(str(tmp_path), "train", COLUMNS), COLUMNS, {0: 0, 1: 1})
+    assert rows[0][1] == 0
+    with pytest.raises(UnreadableError, match="Row 1, 'image' is not an image but of type int"):
+        rows[1]
+
+
+def test_tables_that_cannot_be_read_are_refused_with_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("image,label\na.png,0\nb.png,1,2\n")
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*: Error tokenizing data\. .* line 3"):
+        load_split(str(tmp_path), "train", COLUMNS)
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train.jsonl").write_text('null\n{"image": "a.png", "label": 0}\n')  # pyarrow ends the process
+    with pytest.raises(ValueError, match=r"train\.jsonl begins with null: each line must be a JSON object"):
+        load_split(str(tmp_path), "train", COLUMNS)
+
+
 def test_only_the_files_of_the_run_are_read(tmp_path: Path) -> None:
     coco(tmp_path, "{split}.json", ("train", "validation", "test"))
     (tmp_path / "validation.json").write_text("{")
     arguments = DataArguments(str(tmp_path), eval_split="test")
     source = pick_source(arguments, OBJECTS)
     assert len(source.load("train")) == len(source.load("test")) == 2
-    with pytest.raises(ValueError, match=r"validation\.json is not JSON: "):
+    with pytest.raises(ValueError, match=r"validation\.json is not a JSON file: "):
         pick_source(DataArguments(str(tmp_path)), OBJECTS).load("train")
     with pytest.raises(ValueError, match=r"has no other\.json and no other/annotations\.json or other/_annotations"):
         pick_source(DataArguments(str(tmp_path), eval_split="other"), OBJECTS).load("train")

@@ -52,10 +52,22 @@ def test_label_files_are_lists_objects_or_lines(tmp_path: Path) -> None:
     for text in ('["a", "b"]', '{"1": "b", "0": "a"}', "a\n\n b \n"):
         file.write_text(text)
         assert read_names(str(file)) == ["a", "b"]
-    for text, words in (('{"0": "a", "2": "b"}', "without a gap"), ("a\na", "each once"), ("", "each once")):
+    for text, words in (
+        ('{"0": "a", "2": "b"}', "without a gap"), ("a\na", "each once"), ("", "each once"),
+        ('["a", ["b"]]', r"the name 1 is \['b'\]"), ('["a", {}]', r"the name 1 is \{\}"),
+        ('["a", null]', "the name 1 is None"),
+        ('{"id2label": {"0": "a"}}', "ids in .* must go from 0 to 0"), ('["a", 1, "1"]', "each once"),
+        ("[", "not a JSON file"),
+        ("[" * 100_000, "nested too deep"), ("{}", "each once"),
+    ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ValueError, match=words):
             read_names(str(file))
+    file.write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"--labels .*names is not text in UTF-8"):
+        read_names(str(file))
+    file.write_bytes(b"\xef\xbb\xbfa\nb")
+    assert read_names(str(file)) == ["a", "b"]
 
 
 def test_validation_split_is_the_evaluation_part(tmp_path: Path) -> None:
@@ -108,7 +120,7 @@ def test_stream_has_its_evaluation_rows_in_memory(tmp_path: Path) -> None:
     ],
 )
 def test_labels_count_names_or_are_names(given: Any, occur: set[Any], expected: dict[Any, str]) -> None:
-    found = names_by_label(given, occur)
+    found = names_by_label(given, occur, "d")
     assert list(found.items()) == list(expected.items())
 
 

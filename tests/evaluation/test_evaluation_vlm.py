@@ -81,11 +81,42 @@ def test_answers_of_several_people_are_read() -> None:
         ("multiple_choice", {"A": "1", "B": "2", "answer": "C"}, "a letter of AB, a number from 0 to 1 or .* got 'C'"),
         ("multiple_choice", {"A": "1", "B": "2", "answer": -1}, "got -1"),
         ("vqa", {"answer": None}, "at least one answer, got none"),
+        ("vqa", {"answer": [{"text": "two"}]}, "An answer must be text or a number, got None"),
+        ("vqa", {"answer": [["two"]]}, r"An answer must be text or a number, got \['two'\]"),
+        ("yes_no", {"answer": ["yes"]}, r"must be yes or no, got \['yes'\]"),
+        ("yes_no", {"question": None, "answer": "yes"}, "The question must be text, got None"),
+        (
+            "multiple_choice",
+            {"A": "1", "B": None, "C": "3", "answer": "C"},
+            "An option must be text or a number, got None",
+        ),
+        ("multiple_choice", {"A": "1", "B": [2], "answer": "A"}, r"An option must be text or a number, got \[2\]"),
+        ("multiple_choice", {"A": "1", "B": "2", "answer": True}, "got True"),
     ],
 )
 def test_question_that_has_no_answer_is_refused(task: str, row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_question(task, {"question": "?", **row}, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (None, "The options must be a list, got None"), (5, "got 5"),
+        ({"text": ["a", "b"]}, "The options must be a list"),
+        ("['x', 'y']", "It looks like a list that was stored as text: read it before"),
+        (["x", None, "y"], "An option must be text or a number, got None"), (["x", ["y"]], "An option must be text"),
+    ],
+)  # fmt: skip
+def test_choices_that_are_no_list_are_refused(choices: Any, message: str) -> None:
+    columns = {**COLUMNS, "choices": "choices", "hint": "hint"}
+    row = {"question": "?", "choices": choices, "answer": 0, "hint": None}
+    with pytest.raises(ValueError, match=message):
+        read_question("multiple_choice", row, columns)
+    with pytest.raises(ValueError, match="The hint must be text, got 5"):
+        read_question("multiple_choice", {**row, "choices": ["x", "y"], "hint": 5}, columns)
+    empty = read_question("multiple_choice", {**row, "choices": ["x", "y"], "hint": float("nan")}, columns)
+    assert "Context" not in empty.prompt
 
 
 # ---- scores ----

@@ -433,13 +433,13 @@ def damaged_shapes(root: Path, damage: str) -> DetectionDataArguments:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("category", "boxes of the category 5, which is not among its categories"),
-        ("image", "boxes for the image 5, which is not among its images"),
+        ("category", "of the category 5, which is not among its categories"),
+        ("image", "of the image 5, which is not among its images"),
         ("twice", "have two categories called 'square': give each a name of its own"),
         ("labels", "name their categories: leave out --labels"),
-        ("keys", "one of the annotations is .* it must have image_id, bbox, category_id"),
+        ("keys", r"annotations\[0\] has no bbox, it must have image_id, bbox, category_id"),
         ("list", "has no list of categories: it must be COCO's JSON"),
-        ("json", "annotations.json is not JSON"),
+        ("json", "annotations.json is not a JSON file"),
         ("degenerate", r"\d boxes of the .* part have no area inside their image, the first in .*\d\.png"),
         ("none", "The training part of .* has 6 images and no box"),
         ("unreadable", r"rows cannot be read.*\d\.png\) cannot be read"),
@@ -464,7 +464,7 @@ def test_files_that_name_a_category_twice_are_refused(tmp_path: Path) -> None:
     content = json.loads((root / "validation.json").read_text())
     content["categories"][1]["name"] = "box"
     (root / "validation.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="calls the category 3 'box', and another file 'square'"):
+    with pytest.raises(ValueError, match="calls the category 3 'box', and another place 'square'"):
         load_detection(DetectionDataArguments(str(root)), seed=0)
 
 

@@ -190,6 +190,35 @@ FAULTS = {
     "too many images": (asked("what ?", "2", image="0.png"), "hold 0 image places, and there are 1 images."),
     "no value": ({"conversations": [{"from": "human"}]}, "each turn must have 'from' and 'value'."),
     "part": ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "must be a text or an image, got"),
+    "messages of a number": ({"messages": 5}, "'messages' must be a list of turns, got 5."),
+    "messages of text": ({"messages": "hello"}, "'messages' must be a list of turns, got 'hello'."),
+    "turns of a number": ({"conversations": [5]}, "'conversations' must be a list of turns, got [5]."),
+    "no turn": ({"messages": [None]}, "'messages' must be a list of turns, got [None]."),
+    "listed role": ({"messages": [{"role": ["user"], "content": "a"}]}, "'role' must be text, got ['user']."),
+    "content of a number": (
+        {"messages": [{"role": "user", "content": 5}]},
+        "'content' must be text or a list of parts",
+    ),
+    "content of texts": (
+        {"messages": [{"role": "user", "content": ["a"]}]},
+        "'content' must be text or a list of parts",
+    ),
+    "content of none": (
+        {"messages": [{"role": "user", "content": [None]}]},
+        "'content' must be text or a list of parts",
+    ),
+    "part without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+        "a part of the type text must have 'text', got 5.",
+    ),
+    "listed type": ({"messages": [{"role": "user", "content": [{"type": []}]}]}, "must be a text or an image, got"),
+    "image of a number": (asked("<image>", "2", image=5), "an image must be a path, or an object with 'bytes' or"),
+    "image of none": (asked("<image>", "2", image=[None]), "an image must be a path, or an object with 'bytes' or"),
+    "image without a file": (
+        asked("<image>", "2", image={"bytes": "x"}),
+        "is no file: it must have either 'bytes' or",
+    ),
+    "path of a number": (asked("<image>", "2", image={"path": 5}), "is no file: it must have either 'bytes' or"),
     "token in text": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a <image>"}]}]},
         "'<image>' stands in a part that is text: give a part of the type image.",
@@ -217,9 +246,29 @@ def test_faulty_conversations_are_named_and_skipped_or_refused(
         load_conversations(ConversationArguments(path), processor)
 
 
+def test_ids_are_named_as_they_are(processor: EupeLlavaProcessor, tmp_path: Path) -> None:
+    path = written(tmp_path / "data.json", [asked("what ?", "", id="Chat-A"), asked("what ?", "2")])
+    with pytest.raises(ValueError, match="Row 0, id 'Chat-A': a turn of the assistant is empty"):
+        load_conversations(ConversationArguments(path, strict=True), processor)
+
+
+def test_json_lines_are_conversations_too(folder: Path, processor: EupeLlavaProcessor, tmp_path: Path) -> None:
+    Image.open(folder / "pictures" / "0.png").save(tmp_path / "0.png")
+    records = [asked("<image> what ?", "2", image="0.png"), asked("<image> what ?", "3", image="0.png")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    data = load_conversations(ConversationArguments(str(tmp_path / "data.jsonl")), processor)
+    same = load_conversations(ConversationArguments(written(tmp_path / "data.json", records)), processor)
+    assert data.lengths == same.lengths and len(data.train) == 2
+
+
 def test_what_is_not_a_data_set_is_refused(processor: EupeLlavaProcessor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold a list of conversations, as LLaVA's data does"):
         load_conversations(ConversationArguments(written(tmp_path / "a.json", {"a": 1})), processor)
+    with pytest.raises(ValueError, match=r"must hold a list of conversations, as LLaVA's data does; row 1 is 5\."):
+        load_conversations(ConversationArguments(written(tmp_path / "a.json", [asked("what ?", "2"), 5])), processor)
+    (tmp_path / "b.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"b\.json is JSON that is nested too deep"):
+        load_conversations(ConversationArguments(str(tmp_path / "b.json")), processor)
     (tmp_path / "b.json").write_text("[{")
     with pytest.raises(ValueError, match=r"b\.json is not a JSON file: "):
         load_conversations(ConversationArguments(str(tmp_path / "b.json")), processor)

@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Boxes of objects: read once from the form that data sets have, COCO's, into corners in pixels."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from transformers.utils import logging
 
 from .options import DataArguments
-from .rows import Rows, image_size
+from .rows import Rows, class_id, image_size, object_fault
 from .splits import given_names, names_by_label
 
 
@@ -16,6 +17,7 @@ logger = logging.get_logger(__name__)
 
 _CATEGORIES = ("category", "category_id", "label", "labels")  # keys beside `bbox` in data sets of the Hub
 _SMALLEST = 0.1  # pixels: rounding could leave nothing of a shorter side
+_SHOWN = 200  # characters of a feature
 
 
 def read_objects(
@@ -35,30 +37,50 @@ def read_objects(
         because they are not finite or have no area inside the image.
 
     Raises:
-        ValueError: There is not one category per box, or a box is not four numbers.
+        ValueError: There is not one category per box, a box is not four numbers, or a category is unknown.
     """
-    boxes, categories, crowds = _lists(value)
-    if not len(boxes) == len(categories) == len(crowds) or any(len(box) != 4 for box in boxes):
-        counts = f"{len(categories)} categories and {len(crowds)} crowd marks"
-        raise ValueError(f"there are {len(boxes)} boxes, of four numbers each, and {counts}.")
+    boxes, categories, crowds = read_lists(value)
     given = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     corners = torch.cat([given[:, :2], given[:, :2] + given[:, 2:]], dim=1)
     corners = corners.clamp(min=0).minimum(corners.new_tensor([width, height] * 2))
     is_single = ~torch.tensor(crowds, dtype=torch.bool)
     is_box = given.isfinite().all(dim=1) & (corners[:, 2:] - corners[:, :2] > _SMALLEST).all(dim=1)
     kept = is_single & is_box
-    labels = [classes[category] for category, is_kept in zip(categories, kept.tolist(), strict=True) if is_kept]
+    labels = [
+        class_id(classes, category, f"object {index}")
+        for index, (category, is_kept) in enumerate(zip(categories, kept.tolist(), strict=True))
+        if is_kept
+    ]
     return corners[kept], torch.tensor(labels, dtype=torch.int64), int((is_single & ~is_box).sum())
 
 
-def _lists(value: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Boxes, categories and crowd marks of a cell, which is an object of lists or a list of objects."""
-    if isinstance(value, list):
-        value = {key: [entry[key] for entry in value] for key in (value[0] if value else ())}
-    value = value or {}
+def read_lists(value: Any) -> tuple[list[list[float]], list[Any], list[bool]]:
+    """Boxes, categories and crowd marks of a cell, which is an object of lists or a list of objects.
+
+    Raises:
+        ValueError: The cell has another form, or a box, category or crowd mark in it is none.
+    """
+    if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
+        value = {
+            key: [entry.get(key) for entry in value] for key in dict.fromkeys(k for entry in value for k in entry)
+        }
+    value = {} if value is None else value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"the objects must be lists of bbox and category, got {reprlib.repr(value)}.")
     key = next((key for key in _CATEGORIES if key in value), "category")
-    boxes, categories = value.get("bbox") or [], value.get(key) or []
-    crowds = value.get("iscrowd") or [0] * len(boxes)
+    boxes, categories = ([] if value.get(name) is None else value[name] for name in ("bbox", key))
+    crowds: Any = value.get("iscrowd")
+    if crowds is None and isinstance(boxes, list):
+        crowds = [None] * len(boxes)
+    for name, given in (("bbox", boxes), (key, categories), ("iscrowd", crowds)):
+        if not isinstance(given, list):
+            raise ValueError(f"{name} must be a list with an entry per object, got {reprlib.repr(given)}.")
+    if not len(boxes) == len(categories) == len(crowds):
+        counts = f"{len(categories)} categories and {len(crowds)} crowd marks"
+        raise ValueError(f"there are {len(boxes)} boxes, of four numbers each, and {counts}.")
+    for index, found in enumerate(zip(boxes, categories, crowds, strict=True)):
+        if fault := object_fault(*found):
+            raise ValueError(f"object {index} {fault}")
     return boxes, categories, [bool(crowd) for crowd in crowds]
 
 
@@ -72,18 +94,34 @@ def category_names(parts: Sequence[Rows], arguments: DataArguments, feature: Any
     """
     feature = getattr(feature, "feature", feature)  # a list of objects, or an object of lists
     key = next((key for key in _CATEGORIES if isinstance(feature, Mapping) and key in feature), None)
-    if key is None or "bbox" not in feature:
+    is_mixed = type(feature).__name__ == "Json"  # of `datasets`: the rows differ, and each is looked at
+    if (key is None or "bbox" not in feature) and not is_mixed:
         raise ValueError(
-            f"The column {arguments.label_column!r} must have, per image, bbox and category: lists of boxes, left, "
-            f"top, width, height in pixels, and of their categories. It is {feature}."
+            f"The column {arguments.label_column!r} of {arguments.dataset} must have, per image, bbox and category: "
+            "lists of boxes, left, top, width, height in pixels, and of their categories. It is "
+            f"{str(feature)[:_SHOWN]}."
         )
-    given = given_names(arguments, getattr(feature[key], "feature", feature[key]))
-    cells = (cell for part in parts for cell in part.data[arguments.label_column])
-    occur = {category for cell in cells for category in _lists(cell)[1]}
-    names = names_by_label(given, occur)
+    kind = None if is_mixed else getattr(feature[key], "feature", feature[key])
+    given = given_names(arguments, kind)
+    occur = {
+        category
+        for part in parts
+        for row, cell in enumerate(part.data[arguments.label_column])
+        for category in _categories(part, row, cell, arguments.dataset)
+    }
+    names = names_by_label(given, occur, arguments.dataset)
     if beyond := occur - names.keys():
-        raise ValueError(f"There are boxes of the category {min(beyond)!r}, beyond the {len(names)} class names.")
+        raise ValueError(
+            f"{arguments.dataset} has boxes of the category {min(beyond)!r}, beyond the {len(names)} class names."
+        )
     return names
+
+
+def _categories(part: Rows, row: int, cell: Any, dataset: str) -> list[Any]:
+    try:
+        return read_lists(cell)[1]
+    except ValueError as error:
+        raise ValueError(f"{dataset}, {part.name(row)}: {error}") from error
 
 
 def count_boxes(name: str, cells: tuple[Any, ...], classes: Mapping[Any, int]) -> tuple[str, int, int]:

@@ -1,21 +1,26 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Folders of images with COCO's JSON, read into the form of the detection data sets on the Hub."""
 
-import json
+import reprlib
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from eupe_hf.extras import require
 
-from .loading import Source, evenly
+from .loading import Source, evenly, read_json
+from .rows import object_fault
 
 
 _SPLITS = {"validation": ("validation", "valid", "val")}  # names of a split
 _FILES = ("annotations.json", "_annotations.coco.json")  # the second is Roboflow's
-_FIELDS = {
-    "images": ("id", "file_name"), "annotations": ("image_id", "bbox", "category_id"), "categories": ("id", "name"),
-}  # fmt: skip
+_ID = ((int, float, str), "a number or text")
+_FIELDS: dict[str, dict[str, Any]] = {
+    "images": {"id": _ID, "file_name": ((str,), "text")},
+    "annotations": {"image_id": _ID, "bbox": ((list,), "four numbers"), "category_id": _ID},
+    "categories": {"id": _ID, "name": _ID},
+}
 
 
 class CocoFolder(Source):
@@ -46,7 +51,7 @@ class CocoFolder(Source):
         ids = {category: index for index, category in enumerate(self._categories)}
         objects: Any = {image["id"]: {"bbox": [], "category": [], "iscrowd": []} for image in content["images"]}
         for entry in content["annotations"]:
-            values = entry["bbox"], ids[entry["category_id"]], int(entry.get("iscrowd", 0))
+            values = entry["bbox"], ids[entry["category_id"]], int(entry.get("iscrowd") or 0)
             for listed, value in zip(objects[entry["image_id"]].values(), values, strict=True):
                 listed.append(value)
         names = _SPLITS.get(split, (split,))
@@ -82,22 +87,29 @@ class CocoFolder(Source):
         return found
 
     @cached_property
-    def _categories(self) -> dict[int, str]:
+    def _categories(self) -> dict[Any, str]:
         """Names by category id, in the order of the ids, without the group of all categories that Roboflow writes."""
-        categories, used, groups = dict[int, str](), set[int](), set[str]()
+        categories, used, groups = dict[Any, str](), set[Any](), set[str]()
         for file, content in self._contents.values():
-            for category in content["categories"]:
+            for index, category in enumerate(content["categories"]):
                 key, name = category["id"], str(category["name"])
                 if categories.setdefault(key, name) != name:
                     raise ValueError(
-                        f"{file} calls the category {key} {name!r}, and another file {categories[key]!r}: the files "
-                        "must have the same categories."
+                        f"{file}: categories[{index}] calls the category {key!r} {name!r}, and another place "
+                        f"{categories[key]!r}: a category must have one name."
                     )
                 if category.get("supercategory") != name:
                     groups.add(str(category.get("supercategory")))
-            used.update(annotation["category_id"] for annotation in content["annotations"])
-            if beyond := used - categories.keys():
-                raise ValueError(f"{file} has boxes of the category {min(beyond)}, which is not among its categories.")
+            for index, annotation in enumerate(content["annotations"]):
+                used.add(key := annotation["category_id"])
+                if key not in categories:
+                    hint = _other_type(key, categories)
+                    raise ValueError(
+                        f"{file}: annotations[{index}] is of the category {key!r}, which is not among its categories."
+                        + hint
+                    )
+        if len({isinstance(key, str) for key in categories}) > 1:
+            raise ValueError(f"The category ids in {self.arguments.dataset} are text and numbers: write them one way.")
         names = {key: name for key, name in sorted(categories.items()) if key in used or name not in groups}
         if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
             where = f"The files in {self.arguments.dataset}"
@@ -114,16 +126,45 @@ def _file(root: Path, split: str) -> Path | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    content = read_json(file)
     for key, fields in _FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{file} has no list of {key}: it must be COCO's JSON for detection.")
-        if bad := [entry for entry in content[key] if not isinstance(entry, dict) or not set(fields) <= set(entry)]:
-            raise ValueError(f"{file}: one of the {key} is {bad[0]!r}, it must have {', '.join(fields)}.")
-    images = {image["id"] for image in content["images"]}
-    if alone := [entry["image_id"] for entry in content["annotations"] if entry["image_id"] not in images]:
-        raise ValueError(f"{file} has boxes for the image {alone[0]}, which is not among its images.")
+        for index, entry in enumerate(content[key]):
+            fault = _fault(entry, fields)
+            if not fault and key == "annotations":
+                fault = object_fault(entry["bbox"], entry["category_id"], entry.get("iscrowd"))
+            if fault:
+                raise ValueError(f"{file}: {key}[{index}] {fault}")
+    images = [image["id"] for image in content["images"]]
+    known = dict(zip(images, range(len(images)), strict=True))
+    if len(known) < len(images):
+        twice = next(index for index, image in enumerate(images) if known[image] != index)
+        raise ValueError(f"{file}: images[{twice}] and images[{known[images[twice]]}] have one id, {images[twice]!r}.")
+    for index, entry in enumerate(content["annotations"]):
+        if (image := entry["image_id"]) not in known:
+            hint = _other_type(image, known)
+            raise ValueError(
+                f"{file}: annotations[{index}] is of the image {image!r}, which is not among its images.{hint}"
+            )
     return content
+
+
+def _fault(entry: Any, fields: Mapping[str, Any]) -> str:
+    """What is wrong with the fields of an entry; empty if nothing is."""
+    if not isinstance(entry, dict):
+        return f"is {reprlib.repr(entry)}, it must have {', '.join(fields)}."
+    if missing := [field for field in fields if field not in entry]:
+        return f"has no {missing[0]}, it must have {', '.join(fields)}."
+    for field, (kinds, words) in fields.items():
+        value = entry[field]
+        if not isinstance(value, kinds) or isinstance(value, bool) or value == "" or value != value:
+            return f"has the {field} {reprlib.repr(value)}: it must be {words}."
+    return ""
+
+
+def _other_type(value: Any, known: Collection[Any]) -> str:
+    """A hint for an id that is there as text where it is a number, or the other way round."""
+    if str(value) not in {str(one) for one in known}:
+        return ""
+    return " It is text in one place and a number in the other: write it one way."

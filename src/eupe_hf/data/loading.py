@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Sources of data, and the one for `datasets`: the Hub, folders, files. Needs `pip install 'eupe-hf[train]'`."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 from eupe_hf.extras import require
 
 from .options import DataArguments
+
+
+_TOLD = 300  # characters of another library's message
 
 
 @dataclass
@@ -103,7 +107,7 @@ def load_split(
                 f"The data set {dataset} has no column {column!r} for the {key.replace('_', ' ')}; it has "
                 f"{', '.join(data.column_names)}.{hint}"
             )
-        is_path = "image" in key and data.features[column] == datasets.Value("string")
+        is_path = "image" in key and getattr(data.features[column], "dtype", None) in ("string", "large_string")
         if is_path and image_folder is not None:
             data = data.map(lambda row, name=column: {name: row[name] and str(Path(image_folder) / row[name])})
         if is_path or isinstance(data.features[column], datasets.Image):
@@ -123,6 +127,10 @@ def _open(dataset: str, split: str, config: str | None, streaming: bool) -> Any:
         return saved[split]
     path, kinds = Path(dataset), {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
     kind = kinds.get(path.suffix) if path.is_file() else None
+    for file in [path] if kind == "json" else path.glob("*.json*") if path.is_dir() else ():
+        with file.open("rb") as stream:
+            if stream.read(64).lstrip().startswith(b"null"):  # pyarrow would end the process
+                raise ValueError(f"{file.name} begins with null: each line must be a JSON object.")
     files = {} if kind is None else {"data_files": {split: dataset}}
     data = require("datasets").load_dataset(kind or dataset, config, split=split, streaming=streaming, **files)
     return data._resolve_features() if streaming else data  # reads a row if nothing else names the columns
@@ -139,11 +147,31 @@ def _saved(dataset: str) -> dict[str, Any]:
 
 @contextmanager
 def _naming(dataset: str) -> Iterator[None]:
-    """Name the data set in what `datasets` raises."""
+    """Name the data set in what `datasets` raises, and the cause, which its own message may leave out."""
+    expected = (OSError, ValueError, RuntimeError, TypeError, KeyError, require("datasets").exceptions.DatasetsError)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, require("datasets").exceptions.DatasetsError) as error:
-        raise ValueError(f"The data set {dataset} cannot be loaded: {' '.join(str(error).split())}") from error
+    except expected as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        words = dict.fromkeys(" ".join(str(one).split()) for one in (error, cause))
+        told = ": ".join(line[:_TOLD] + "..." * (len(line) > _TOLD) for line in words)
+        raise ValueError(f"The data set {dataset} cannot be loaded: {told}") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file in UTF-8 holds, with or without a byte order mark.
+
+    Raises:
+        ValueError: It is not text, not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is JSON that is nested too deep.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
 def evenly(items: Sequence[Any], limit: int | None) -> list[Any]:

@@ -1,9 +1,16 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Rows of a `datasets` data set as images, labels and maps, read one by one, with errors that name the row."""
+"""Rows of a `datasets` data set as images, labels and maps, read one by one, with errors that name the row.
+
+What a cell holds is checked here, whatever file it comes from.
+"""
 
 import io
+import math
+import reprlib
+import tokenize
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -24,6 +31,14 @@ from eupe_hf.models.image_processing_eupe_reading import (
 _PROTOCOLS = {"hf", "http", "https", "tar", "zip"}  # of files that `datasets` names where they are
 _SURE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}  # every image of these becomes pixel values
 _NETWORK = {"hf", "http", "https"}
+_LABELS = (str, int, float, type(None))  # a missing one is unknown
+_LARGEST = 2.0**1000  # what a float holds
+_INT64 = np.iinfo(np.int64).max
+# what numpy raises for files that are no arrays: most of it where it evaluates the header
+_NO_ARRAY = (
+    EOFError, OSError, ValueError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 class UnreadableError(ValueError):
@@ -38,9 +53,26 @@ class Classes(dict):
 
     def beyond(self, label: Any) -> str:
         """What to say about an unknown label."""
-        known = [repr(name) for name in self]
+        known = [reprlib.repr(name) for name in self]
         listed = ", ".join(known if len(known) <= 5 else [*known[:3], "...", known[-1]])
-        return f"the label {label!r}, which is beyond the {len(known)} classes: {listed}."
+        is_text, hint = isinstance(label, str), ""
+        if label is not None and self and not any(isinstance(name, str) == is_text for name in self):
+            one, others = ("text", "numbers") if is_text else ("a number", "text")
+            hint = f" The label is {one}, the classes are {others}: write both one way."
+        return f"the label {reprlib.repr(label)}, which is beyond the {len(known)} classes: {listed}.{hint}"
+
+
+def class_id(classes: Mapping[Any, int], label: Any, name: str) -> int:
+    """The class id of a label.
+
+    Raises:
+        ValueError: The label is unknown, or is neither text nor a number; the message begins with `name`.
+    """
+    if not isinstance(label, _LABELS):
+        raise ValueError(f"{name} has the label {reprlib.repr(label)}: a class is text or a number.")
+    if label not in classes:
+        raise ValueError(f"{name} has {Classes(classes).beyond(label)}")
+    return classes[label]
 
 
 class Rows(Dataset):
@@ -54,6 +86,7 @@ class Rows(Dataset):
         data: The split.
         columns: The columns by what they hold.
         classes: Class ids by label.
+        numbers: What messages call the rows; by default 0, 1, ...
 
     Example:
 
@@ -66,8 +99,15 @@ class Rows(Dataset):
     ```
     """
 
-    def __init__(self, data: Any, columns: Mapping[str, str], classes: Mapping[Any, int] | None = None):
+    def __init__(
+        self,
+        data: Any,
+        columns: Mapping[str, str],
+        classes: Mapping[Any, int] | None = None,
+        numbers: Sequence[int] | None = None,
+    ):
         self.data, self.columns, self.classes = data, columns, classes
+        self.numbers = range(len(data)) if numbers is None else numbers
 
     def __len__(self) -> int:
         return len(self.data)
@@ -75,21 +115,33 @@ class Rows(Dataset):
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         if row >= len(self.data):
             raise IndexError(row)  # ends a for loop
-        return read_row(self.data[row], self.columns, self.classes, f"Row {row}")
+        return read_row(self.data[row], self.columns, self.classes, f"Row {self.numbers[row]}")
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Rows":
-        """These rows alone."""
-        return Rows(self.data.select(rows), self.columns, self.classes)
+        """These rows alone, which keep the numbers that messages call them by."""
+        return Rows(self.data.select(rows), self.columns, self.classes, [self.numbers[row] for row in rows])
 
     def name(self, row: int) -> str:
         """The file of the last image or map of a row, or the number of the row."""
-        return row_name(self.data[row], f"row {row}")
+        return row_name(self.data[row], f"row {self.numbers[row]}")
+
+    def labels(self, dataset: str) -> list[Any]:
+        """The labels of all rows, which must be classes.
+
+        Raises:
+            ValueError: One is neither text nor a number. The message names the row, and the data set as given here.
+        """
+        labels = list(self.data[self.columns["label"]])
+        for row, label in enumerate(labels):
+            if not isinstance(label, _LABELS):
+                class_id({}, label, f"{dataset}, {self.name(row)},")
+        return labels
 
 
 def row_name(values: Mapping[str, Any], default: str) -> str:
     """The file of the last image or map of a row, or `default`."""
-    paths = [value["path"] for value in values.values() if isinstance(value, dict) and value.get("path")]
-    return paths[-1] if paths else default
+    paths = [value.get("path") for value in values.values() if isinstance(value, dict)]
+    return next((path for path in reversed(paths) if path and isinstance(path, str)), default)
 
 
 def read_row(
@@ -101,18 +153,35 @@ def read_row(
 
 def _read(key: str, value: Any, classes: Mapping[Any, int] | None, name: str) -> Any:
     if "image" in key:
-        return read_image(value, name)
+        # a column in which one cell is not text is not cast to images
+        return read_image({"path": value} if isinstance(value, str) else value, name)
     if key == "label" and classes is not None:
-        return classes[value]
+        return class_id(classes, value, name)
     if key == "objects":
         return value
     if isinstance(value, dict):
         is_array = str(value.get("path")).lower().endswith(".npy")
-        return torch.from_numpy(_array(value, name) if is_array else np.array(_decoded(value, name)))
+        return _tensor(_array(value, name) if is_array else np.array(_decoded(value, name)), name)
     try:
-        return torch.from_numpy(np.array(value, dtype=None if key == "label" else float))
-    except (TypeError, ValueError) as error:
-        raise UnreadableError(f"{name} is not an array of numbers: {error}") from error
+        return _tensor(np.array(value, dtype=None if key == "label" else float), name)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnreadableError(f"{name} is not an array of numbers: {reprlib.repr(value)}.") from error
+
+
+def object_fault(box: Any, category: Any, crowd: Any) -> str:
+    """What is wrong with the types of an object's fields; empty if nothing is."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return f"has the bbox {reprlib.repr(box)}: it must be four numbers, left, top, width, height in pixels."
+    if not isinstance(category, str) and not _is_number(category):
+        return f"has the category {reprlib.repr(category)}: it must be text or a number."
+    if not isinstance(crowd, (bool, int, float, type(None))) or crowd not in (None, 0, 1):
+        return f"has the iscrowd {reprlib.repr(crowd)}: it must be 0 or 1."
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+    return is_whole or isinstance(value, float)
 
 
 def read_image(value: Any, name: str) -> PIL.Image.Image:
@@ -124,7 +193,7 @@ def read_image(value: Any, name: str) -> PIL.Image.Image:
     image = _decoded(value, name)
     if image.mode not in _SURE_MODES:
         try:
-            read_pixels(image, f"{name} ({value['path'] or 'no file name'})")
+            read_pixels(image, f"{name} ({_path(value)})")
         except ValueError as error:
             raise UnreadableError(str(error)) from error
     return image
@@ -133,10 +202,11 @@ def read_image(value: Any, name: str) -> PIL.Image.Image:
 def _decoded(value: Any, name: str) -> PIL.Image.Image:
     if not isinstance(value, dict):
         raise UnreadableError(f"{name} is not an image but of type {type(value).__name__}.")
+    _check_cell(value, name)
     try:
         return decode_image(_file(value))
     except (OSError, ValueError) as error:
-        raise UnreadableError(f"{name} ({value['path'] or 'no file name'}) cannot be read: {error}") from error
+        raise UnreadableError(f"{name} ({_path(value)}) cannot be read: {error}") from error
 
 
 def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
@@ -146,7 +216,7 @@ def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
 
 def _file(value: Mapping[str, Any]) -> str | bytes:
     """The content of the file, or its path on this machine; a ValueError or OSError if there is neither."""
-    if value["bytes"] is not None:
+    if value.get("bytes") is not None:
         return value["bytes"]
     path = value["path"]
     if "://" not in path:
@@ -168,10 +238,49 @@ def _file(value: Mapping[str, Any]) -> str | bytes:
     return content
 
 
+def _path(value: Mapping[str, Any]) -> str:
+    """What messages call the file of a cell."""
+    return value.get("path") or "no file name"
+
+
+def _check_cell(value: Mapping[str, Any], name: str) -> None:
+    """Refuse a cell that holds neither the bytes of a file nor its path."""
+    content, path = value.get("bytes"), value.get("path")
+    if not isinstance(content, bytes) and (content is not None or not path or not isinstance(path, str)):
+        raise UnreadableError(
+            f"{name} is no file: it must have either 'bytes' or, as text, 'path', got {reprlib.repr(value)}."
+        )
+
+
 def _array(value: dict[str, Any], name: str) -> np.ndarray:
+    _check_cell(value, name)
     try:
         source = _file(value)
-        array = np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes only the machine's byte order
-    except (EOFError, OSError, ValueError, AttributeError) as error:
-        raise UnreadableError(f"{name} ({value['path']}) cannot be read: {error}") from error
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+            _check_size(stream)
+            stream.seek(0)
+            return np.load(stream, allow_pickle=False)
+    except _NO_ARRAY as error:
+        raise UnreadableError(f"{name} ({_path(value)}) cannot be read: {error}") from error
+
+
+def _check_size(stream: BinaryIO) -> None:
+    """Refuse an npy file that is shorter than its header says, before numpy reserves the memory."""
+    version = np.lib.format.read_magic(stream)
+    is_first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    needed, there = math.prod(shape) * dtype.itemsize, -stream.tell() + stream.seek(0, io.SEEK_END)
+    if min(shape, default=0) < 0 or needed > there:
+        raise ValueError(f"its header says {shape} of {dtype}, {needed:,} bytes, and it has {there:,}.")
+
+
+def _tensor(array: np.ndarray, name: str) -> torch.Tensor:
+    """A map of real numbers, in a type that torch computes with."""
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise UnreadableError(f"{name} is not an array of numbers but of {array.dtype}.")
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # of these torch knows hardly more than the names
+        if array.dtype.itemsize == 8 and array.size and array.max() > _INT64:
+            raise UnreadableError(f"{name} holds {array.max()}: the highest whole number is {_INT64}.")
+        array = array.astype(np.int64)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))  # torch takes no other order

@@ -1,7 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """The part of a data set to train on and the part to evaluate on."""
 
-import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from .coco import CocoFolder
 from .folders import PairFolder
-from .loading import DataSet, Source
+from .loading import DataSet, Source, read_json
 from .options import DataArguments
 from .rows import Rows
 from .streams import Stream
@@ -105,10 +105,21 @@ def given_names(arguments: DataArguments, feature: Any = None) -> list[str] | No
     return names
 
 
-def names_by_label(given: list[str] | None, occur: set[Any]) -> dict[Any, str]:
-    """Class names by label: labels are names or count them; without given names they are the labels that occur."""
-    if given is not None and not any(isinstance(label, str) for label in occur):
+def names_by_label(given: list[str] | None, occur: set[Any], dataset: str) -> dict[Any, str]:
+    """Class names by label: labels are names or count them; without given names they are the labels that occur.
+
+    Raises:
+        ValueError: Some labels are text and others numbers.
+    """
+    texts = sorted(label for label in occur if isinstance(label, str))
+    if not texts and given is not None:
         return dict(enumerate(given))
+    if texts and len(texts) < len(occur):
+        number = min(occur.difference(texts))
+        raise ValueError(
+            f"The labels of {dataset} are both text, such as {reprlib.repr(texts[0])}, and numbers, such as {number}: "
+            "write them one way."
+        )
     return {label: str(label) for label in given or sorted(occur)}
 
 
@@ -120,14 +131,21 @@ def read_names(path: str) -> list[str]:
     """
     if not Path(path).is_file():
         raise ValueError(f"--labels {path} is not a file.")
-    text = Path(path).read_text(encoding="utf-8").strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    names = json.loads(text) if text[:1] in ("[", "{") else lines
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
+    except ValueError as error:
+        raise ValueError(f"--labels {path} is not text in UTF-8: {error}") from error
+    names: Any = [line.strip() for line in text.splitlines() if line.strip()]
+    if text[:1] in ("[", "{"):
+        names = read_json(Path(path))
     if isinstance(names, dict):
-        ids = sorted(names, key=int)
-        if [int(key) for key in ids] != list(range(len(ids))):
+        if set(names) != {str(index) for index in range(len(names))}:
             raise ValueError(f"The ids in {path} must go from 0 to {len(names) - 1} without a gap.")
-        names = [names[key] for key in ids]
+        names = [names[str(index)] for index in range(len(names))]
+    for index, name in enumerate(names):
+        if not isinstance(name, (str, int, float)):
+            raise ValueError(f"{path} must hold class names; the name {index} is {reprlib.repr(name)}.")
+    names = [str(name) for name in names]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} must hold class names, each once.")
-    return [str(name) for name in names]
+    return names

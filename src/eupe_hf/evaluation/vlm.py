@@ -5,7 +5,9 @@ There are three kinds: "yes_no" as in POPE, "multiple_choice" as in ScienceQA an
 answers. `examples/evaluate_vlm.py` joins the parts.
 """
 
+import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ PIPELINE_TAGS = {**dict.fromkeys(SUFFIXES, "visual-question-answering"), "conver
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
+_TEXTS = (str, int, float)  # what an option and an answer can be
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 
@@ -59,7 +62,7 @@ def read_question(
         suffix: The text after the question, by default as in `SUFFIXES`.
 
     Raises:
-        ValueError: The answer does not fit the task, or there are fewer than two options.
+        ValueError: The answer does not fit the task, there are fewer than two options, or a cell holds another type.
 
     Example:
 
@@ -78,34 +81,65 @@ def read_question(
 
     ```
     """
-    answer, lines = row[columns["answer"]], [str(row[columns["question"]]).strip()]
+    answer, asked = row[columns["answer"]], row[columns["question"]]
+    if not isinstance(asked, str):
+        raise ValueError(f"The question must be text, got {reprlib.repr(asked)}.")
+    lines = [asked.strip()]
     options: tuple[str, ...] = ()
     truth: str | tuple[str, ...]
     if task == "yes_no":
         truth = ("no", "yes")[answer] if isinstance(answer, bool) else str(answer).strip().lower()
         if truth not in ("yes", "no"):
-            raise ValueError(f"The answer must be yes or no, got {answer!r}.")
+            raise ValueError(f"The answer must be yes or no, got {reprlib.repr(answer)}.")
     elif task == "multiple_choice":
-        listed = row[columns["choices"]] if "choices" in columns else [row.get(letter) for letter in LETTERS]
-        options = tuple(str(option) for option in listed if option is not None and option == option)  # NaN is not
-        if not 2 <= len(options) <= len(LETTERS):
-            raise ValueError(f"A multiple choice has 2 to {len(LETTERS)} options, got {len(options)}.")
+        options = _options(
+            row[columns["choices"]] if "choices" in columns else [row.get(letter) for letter in LETTERS]
+        )
         truth = _right_letter(answer, options)
         hint = row.get(columns["hint"]) if "hint" in columns else None
-        lines = [f"Context: {hint}"] * bool(hint) + lines
+        if not isinstance(hint, str) and not _is_missing(hint):
+            raise ValueError(f"The hint must be text, got {reprlib.repr(hint)}.")
+        lines = [f"Context: {hint}"] * (isinstance(hint, str) and bool(hint)) + lines
         lines += [f"{letter}. {option}" for letter, option in zip(LETTERS[: len(options)], options, strict=True)]
     else:
-        answers = answer if isinstance(answer, list) else [answer]
-        truth = tuple(
-            str(given["answer"] if isinstance(given, dict) else given) for given in answers if given is not None
-        )
-        if not truth:
-            raise ValueError("There must be at least one answer, got none.")
+        truth = _answers(answer)
     return Question("\n".join([*lines, SUFFIXES[task] if suffix is None else suffix]).strip(), truth, options)
 
 
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, or the NaN of a table that has no other word for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _options(listed: Any) -> tuple[str, ...]:
+    """The options of a multiple choice; empty ones at the end, of a table for longer questions, are left out."""
+    if not isinstance(listed, (list, tuple)):
+        hint = " It looks like a list that was stored as text: read it before." * str(listed).strip().startswith("[")
+        raise ValueError(f"The options must be a list, got {reprlib.repr(listed)}.{hint}")
+    count = max((index + 1 for index, option in enumerate(listed) if not _is_missing(option)), default=0)
+    if wrong := [option for option in listed[:count] if _is_missing(option) or not isinstance(option, _TEXTS)]:
+        raise ValueError(f"An option must be text or a number, got {reprlib.repr(wrong[0])}.")
+    if not 2 <= count <= len(LETTERS):
+        raise ValueError(f"A multiple choice has 2 to {len(LETTERS)} options, got {count}.")
+    return tuple(str(option) for option in listed[:count])
+
+
+def _answers(answer: Any) -> tuple[str, ...]:
+    """All answers that people gave: one, a list, or a list of objects with "answer"."""
+    given = [
+        one.get("answer") if isinstance(one, Mapping) else one
+        for one in (answer if isinstance(answer, (list, tuple)) else [answer])
+        if one is not None
+    ]
+    if wrong := [one for one in given if not isinstance(one, _TEXTS)]:
+        raise ValueError(f"An answer must be text or a number, got {reprlib.repr(wrong[0])}.")
+    if not given:
+        raise ValueError("There must be at least one answer, got none.")
+    return tuple(map(str, given))
+
+
 def _right_letter(answer: Any, options: Sequence[str]) -> str:
-    if isinstance(answer, int) and 0 <= answer < len(options):
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         return LETTERS[answer]
     letters = LETTERS[: len(options)]
     if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
@@ -114,7 +148,7 @@ def _right_letter(answer: Any, options: Sequence[str]) -> str:
         return LETTERS[options.index(answer)]
     raise ValueError(
         f"The answer must be a letter of {letters}, a number from 0 to {len(options) - 1} or the words of an option, "
-        f"got {answer!r}."
+        f"got {reprlib.repr(answer)}."
     )
 
 

@@ -4,7 +4,7 @@
 Needs `pip install 'eupe-hf[train]'`.
 """
 
-import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from eupe_hf.data.checks import readable, skip
-from eupe_hf.data.loading import evenly, load_split
+from eupe_hf.data.loading import evenly, load_split, read_json
 from eupe_hf.data.rows import UnreadableError, image_size, read_image
 from eupe_hf.data.splits import hold_out
 from eupe_hf.evaluation.results import EvaluationResult
@@ -35,7 +35,7 @@ _MEASURED = 1000  # conversations that are tokenized at once to count their toke
 class ConversationArguments:
     """What to train on: LLaVA's JSON, or conversations that `datasets` reads."""
 
-    dataset: str = field(metadata={"help": "a JSON file in LLaVA's format, a Hub id or a folder"})
+    dataset: str = field(metadata={"help": "a JSON file in LLaVA's format, JSON lines, parquet, a Hub id or a folder"})
     image_folder: str | None = field(
         default=None, metadata={"help": "folder of images given by path; default: beside the JSON file"}
     )
@@ -96,7 +96,7 @@ class Conversations(Dataset):
             images = _images(record, self.folder)
             _check(messages, len(images))
         except ValueError as error:
-            raise UnreadableError(f"{self.name(row).capitalize()}: {error}") from error
+            raise UnreadableError(f"R{self.name(row)[1:]}: {error}") from error
         if self.decode:
             images = [read_image(image, f"The image of {self.name(row)}") for image in images]
         return messages, images
@@ -110,27 +110,38 @@ class Conversations(Dataset):
         """What messages call a conversation: its number, and its id."""
         number = self.rows[row]
         name = self.data[number].get("id")
-        return f"row {number}" if name is None else f"row {number}, id {name!r}"
+        return f"row {number}" if name is None else f"row {number}, id {reprlib.repr(name)}"
 
 
 def _messages(record: Mapping[str, Any], image_token: str) -> list[dict[str, Any]]:
-    speaker, said = ("from", "value") if record.get("conversations") else ("role", "content")
-    turns = record.get("conversations") or record.get("messages") or []
-    if not all(isinstance(turn, Mapping) and speaker in turn and turn.get(said) is not None for turn in turns):
-        raise ValueError(f"each turn must have {speaker!r} and {said!r}.")
-    return [
-        {"role": _ROLES.get(turn[speaker], turn[speaker]), "content": _parts(turn[said], image_token)}
-        for turn in turns
-    ]
+    key = "conversations" if record.get("conversations") else "messages"
+    speaker, said = ("from", "value") if key == "conversations" else ("role", "content")
+    turns = record.get(key) or []
+    if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise ValueError(f"{key!r} must be a list of turns, got {reprlib.repr(turns)}.")
+    messages = []
+    for turn in turns:
+        role, content = turn.get(speaker), turn.get(said)
+        if role is None or content is None:
+            raise ValueError(f"each turn must have {speaker!r} and {said!r}.")
+        if not isinstance(role, str):
+            raise ValueError(f"{speaker!r} must be text, got {reprlib.repr(role)}.")
+        messages.append({"role": _ROLES.get(role, role), "content": _parts(content, said, image_token)})
+    return messages
 
 
-def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
+def _parts(content: Any, said: str, image_token: str) -> list[dict[str, Any]]:
     """A message as transformers' chat templates take it."""
     if not isinstance(content, str):
+        if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
+            raise ValueError(f"{said!r} must be text or a list of parts, got {reprlib.repr(content)}.")
         for part in content:
-            text = part.get("text") if part.get("type") == "text" else ""
-            if part.get("type") not in ("text", "image") or not isinstance(text, str):
-                raise ValueError(f"a part of a message must be a text or an image, got the type {part.get('type')!r}.")
+            kind, text = part.get("type"), part.get("text") if part.get("type") == "text" else ""
+            if kind not in ("text", "image"):
+                shown = reprlib.repr(kind)
+                raise ValueError(f"a part of a message must be a text or an image, got the type {shown}.")
+            if not isinstance(text, str):
+                raise ValueError(f"a part of the type text must have 'text', got {reprlib.repr(text)}.")
             if image_token in text:
                 raise ValueError(f"{image_token!r} stands in a part that is text: give a part of the type image.")
         return [{"type": "text", "text": p["text"]} if p["type"] == "text" else {"type": "image"} for p in content]
@@ -147,13 +158,19 @@ def _parts(content: Any, image_token: str) -> list[dict[str, Any]]:
 def _images(record: Mapping[str, Any], folder: Path) -> list[Any]:
     given = record.get("images") if record.get("images") is not None else record.get("image")
     images = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
+    if wrong := [image for image in images if not isinstance(image, (str, dict))]:
+        raise ValueError(
+            f"an image must be a path, or an object with 'bytes' or 'path', got {reprlib.repr(wrong[0])}."
+        )
     return [{"bytes": None, "path": str(folder / image)} if isinstance(image, str) else image for image in images]
 
 
 def _check(messages: list[dict[str, Any]], images: int) -> None:
     known = ("system", "user", "assistant")
     if unknown := [message["role"] for message in messages if message["role"] not in known]:
-        raise ValueError(f"the role {unknown[0]!r} is unknown: it must be one of {', '.join([*known, *_ROLES])}.")
+        raise ValueError(
+            f"the role {reprlib.repr(unknown[0])} is unknown: it must be one of {', '.join([*known, *_ROLES])}."
+        )
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
         raise ValueError("there is no turn of the assistant to learn.")
@@ -227,7 +244,7 @@ def load_conversations(
     lengths = _lengths(rows, sizes, processor)
     limit = min(arguments.max_length, context or arguments.max_length)
     problems = [
-        f"{rows.name(row).capitalize()} has {length:,} tokens, more than {limit:,}." if length > limit else None
+        f"R{rows.name(row)[1:]} has {length:,} tokens, more than {limit:,}." if length > limit else None
         for row, length in enumerate(lengths)
     ]
     kept = skip(problems, arguments.strict, "used")
@@ -250,15 +267,15 @@ def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
     folder = Path(arguments.image_folder or (path.parent if path.is_file() else ""))
     if not folder.is_dir():
         raise ValueError(f"--image_folder {folder} is not a folder.")
-    if not path.is_file():
+    if not path.is_file() or path.suffix in (".jsonl", ".parquet"):
         loaded = load_split(arguments.dataset, arguments.train_split, {}, arguments.dataset_config, arguments.limit)
         return _undecoded(loaded), folder
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+    records = read_json(path)
+    if not isinstance(records, list) or not records:
         raise ValueError(f"{path} must hold a list of conversations, as LLaVA's data does.")
+    if wrong := [row for row, record in enumerate(records) if not isinstance(record, dict)]:
+        shown = reprlib.repr(records[wrong[0]])
+        raise ValueError(f"{path} must hold a list of conversations, as LLaVA's data does; row {wrong[0]} is {shown}.")
     return evenly(records, arguments.limit), folder
 
 

@@ -4,7 +4,7 @@
 from eupe_hf.data.checks import readable
 from eupe_hf.data.folders import check_class_folders
 from eupe_hf.data.options import DataArguments
-from eupe_hf.data.rows import Classes
+from eupe_hf.data.rows import Classes, class_id
 from eupe_hf.data.splits import TaskData, given_names, load_splits, names_by_label
 from eupe_hf.evaluation.metrics import ClassificationMetrics
 
@@ -24,17 +24,15 @@ def load_classification(arguments: DataArguments, seed: int) -> TaskData:
     columns = {"image": arguments.image_column, "label": arguments.label_column}
     train, evaluation, split = load_splits(arguments, columns, seed, classes=True)
     given = given_names(arguments, train.data.features[arguments.label_column])
-    values = (evaluation if arguments.streaming else train).data[arguments.label_column]
-    names = names_by_label(given, {value for value in values if value is not None})
+    parts = [evaluation] if arguments.streaming else [train, evaluation]  # rows of a stream are checked as they come
+    labels = [part.labels(arguments.dataset) for part in parts]
+    names = names_by_label(given, {value for value in labels[0] if value is not None}, arguments.dataset)
     if len(names) < 2:
         raise ValueError(f"The data set {arguments.dataset} has {len(names)} class: a classifier needs at least two.")
     classes = Classes({value: i for i, value in enumerate(names)})
-    for what, part in (("training", train), ("evaluation", evaluation)):
-        if arguments.streaming and what == "training":
-            continue  # there each row is looked at when it comes
-        for row, value in enumerate(part.data[arguments.label_column]):
-            if value not in classes:
-                raise ValueError(f"Row {row} of the {what} part has {classes.beyond(value)}")
+    for part, values in zip(parts, labels, strict=True):
+        if beyond := [row for row, value in enumerate(values) if value not in classes]:
+            class_id(classes, values[beyond[0]], f"{arguments.dataset}, {part.name(beyond[0])},")
     train.classes = evaluation.classes = classes
     if arguments.check:
         train, evaluation = (readable(part, arguments.strict)[0] for part in (train, evaluation))
