@@ -125,14 +125,22 @@ def assert_falls(folder: Path, factor: float) -> None:
 def interrupt_and_resume(
     run: Run, monkeypatch: pytest.MonkeyPatch, task: str, family: str, kill_at: int = 5, *more: Any
 ) -> None:
-    """Compare an unbroken run of six steps with one that is killed in this batch and resumed."""
+    """Compare an unbroken run of six steps with one that is killed in this batch and resumed.
+
+    With 0 it is killed while it saves its second checkpoint, which leaves part of it.
+    """
     options = (
         "--max_steps", 6, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 5,
         "--eval_strategy", "steps", "--eval_steps", 6, "--load_best_model_at_end", False, "--dropout", 0.2,
         "--per_device_train_batch_size", 4, *more,
     )  # fmt: skip
     whole, _ = run(task, "whole", *options, family=family)
-    step, calls = RecipeTrainer.training_step, []
+    step, calls, saved = RecipeTrainer.training_step, [], RecipeTrainer._save_optimizer_and_scheduler
+
+    def killed_saving(self: RecipeTrainer, folder: str) -> None:
+        if folder.endswith("checkpoint-4"):
+            raise KeyboardInterrupt
+        saved(self, folder)
 
     def killed(self: RecipeTrainer, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -142,6 +150,8 @@ def interrupt_and_resume(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RecipeTrainer, "training_step", killed)
+        if not kill_at:
+            patch.setattr(RecipeTrainer, "_save_optimizer_and_scheduler", killed_saving)
         run(task, "broken", *options, family=family)
     broken, _ = run(task, "broken", *options, "--resume_from_checkpoint", "last", family=family)
     assert losses(broken) == pytest.approx(losses(whole), abs=RESUME_TOLERANCE) and len(losses(whole)) == 6

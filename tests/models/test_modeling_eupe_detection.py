@@ -30,6 +30,7 @@ TINY = {
     "convnext": {"backbone_type": "convnext", "hidden_sizes": [16, 32, 48], "depths": [1, 1, 1]},
 }
 FAMILIES = pytest.mark.parametrize("family", list(TINY))
+BOX = [0.5, 0.5, 0.2, 0.2]
 
 
 def tiny(family: str, **overrides) -> EupeConfig:
@@ -231,11 +232,41 @@ def test_unlabelled_images_give_no_loss_and_empty_ones_do() -> None:
         ([None, label((0, [0.5, 0.5, -0.1, 0.1]))], r"Leave out boxes without area"),
         ([None, label((0, [0.9, 0.5, 0.3, 0.1]))], r"Clip them to the image"),
         ([None, label((0, [float("nan"), 0.5, 0.3, 0.1]))], r"\(nan, 0.5, 0.3, 0.1\)"),
+        ([None, {"class_labels": [0], "boxes": None}], r"labels\[1\]\['boxes'\] must be a tensor or an array .* None"),
+        ([None, {"class_labels": ["cup"], "boxes": [BOX]}], r"labels\[1\]\['class_labels'\] must be .* \['cup'\]"),
+        ([None, {"class_labels": [0], "boxes": [[0.5, None, 0.2, 0.2]]}], r"labels\[1\]\['boxes'\] must be a tensor"),
+        ([None, {"class_labels": [0, 1], "boxes": [BOX, [0.5]]}], r"labels\[1\]\['boxes'\] must be a tensor"),
+        ([None, {"class_labels": [0.5], "boxes": [BOX]}], r"labels\[1\] has class_labels that are not .*\[0\.5\]"),
+        ([None, {"class_labels": [0], "boxes": [[1j] * 4]}], r"labels\[1\]\['boxes'\] must hold real numbers"),
+        ([None, {"class_labels": 0, "boxes": BOX}], r"labels\[1\].*got \(\) and \(4,\)"),
     ],
 )  # fmt: skip
 def test_labels_that_cannot_be_are_refused(labels, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EupeForObjectDetection(tiny("vit"))(torch.zeros(2, 3, 32, 32), labels=labels)
+
+
+@FAMILIES
+def test_labels_that_are_arrays_or_lists_give_the_loss_of_tensors(family: str) -> None:
+    torch.manual_seed(0)
+    model, images = EupeForObjectDetection(tiny(family)).eval(), torch.rand(2, 3, 64, 64)
+    labels = [label((0, BOX), (2, [0.3, 0.3, 0.2, 0.2])), label()]
+    expected = model(images, labels=labels).loss
+    arrays = [{key: value.numpy() for key, value in one.items()} for one in labels]
+    lists = [{key: value.tolist() for key, value in one.items()} for one in labels]
+    others = [{"class_labels": a["class_labels"].astype("u2"), "boxes": a["boxes"].astype(">f8")} for a in arrays]
+    for given in (arrays, lists, [arrays[0], labels[1]], others):
+        assert torch.equal(model(images, labels=given).loss, expected)
+
+
+def test_labels_of_the_processor_as_arrays_are_taken() -> None:
+    processor = EupeImageProcessorPil(size=64)
+    coco = {"image_id": 7, "annotations": [{"bbox": [5, 2, 10, 4], "category_id": 2}]}
+    image, model = Image.new("RGB", (20, 10)), EupeForObjectDetection(tiny("vit")).eval()
+    arrays, tensors = (processor(image, annotations=coco, return_tensors=kind) for kind in ("np", "pt"))
+    assert isinstance(arrays["labels"][0]["boxes"], np.ndarray)
+    pixels = tensors["pixel_values"]
+    assert model(pixels, labels=arrays["labels"]).loss == model(pixels, labels=tensors["labels"]).loss > 0
 
 
 def test_boxes_that_rounding_moves_over_the_edge_are_taken() -> None:

@@ -171,6 +171,17 @@ def test_resumed_run_ends_where_an_unbroken_one_does(
     interrupt_and_resume(run, monkeypatch, task, family, 4, *more)
 
 
+@pytest.mark.parametrize(
+    ("task", "family"),
+    [("classification", "vit"), pytest.param("segmentation", "convnext", marks=pytest.mark.slow)],
+)
+def test_run_killed_while_it_saves_resumes_from_the_checkpoint_before(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, task: str, family: str
+) -> None:
+    interrupt_and_resume(run, monkeypatch, task, family, 0)
+    assert "checkpoint-2, the newest complete checkpoint. checkpoint-4 is not complete: " in caplog.text
+
+
 @pytest.mark.slow
 def test_small_batches_and_several_processes_give_the_same_curve(run: Run, material: Path, tmp_path: Path) -> None:
     # nothing random, and no batch norm, which would see parts of the batch

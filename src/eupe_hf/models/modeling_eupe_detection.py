@@ -22,7 +22,7 @@ from transformers.image_transforms import center_to_corners_format, corners_to_c
 from transformers.utils import ModelOutput
 
 from .configuration_eupe import EupeConfig
-from .modeling_eupe_detection_loss import assign, check_detection_labels, generalized_overlap, overlap
+from .modeling_eupe_detection_loss import assign, generalized_overlap, overlap, read_detection_labels
 from .modeling_eupe_head import EupeTaskModel, Stages
 from .modeling_eupe_pyramid import EupeFeaturePyramid, count_read
 
@@ -146,7 +146,7 @@ class EupeDetectionHead(nn.Module):
             points: (N, 2) positions x, y.
             labels: See `EupeForObjectDetection`. Raises `ValueError` if they do not fit.
         """
-        check_detection_labels(labels, len(logits), self.config.num_labels)
+        labels = read_detection_labels(labels, len(logits), self.config.num_labels)
         chosen = [i for i, label in enumerate(labels) if label is not None]
         objects = [_objects(label, points.device) for label in labels if label is not None]
         corners = corners[chosen]
@@ -219,8 +219,8 @@ class EupeForObjectDetection(EupeTaskModel):
 
     Labels are one dictionary per image, as for transformers' detectors: `class_labels` (objects,) from 0 and `boxes`
     (objects, 4), centre x, centre y, width and height as shares of the image's sides; empty tensors for an image
-    without objects. `None` stands for an image that is not labelled and has no loss. The output is an
-    `EupeObjectDetectionOutput`, for `EupeImageProcessor.post_process_object_detection`.
+    without objects. Arrays and lists will do. `None` stands for an image that is not labelled and has no loss. The
+    output is an `EupeObjectDetectionOutput`, for `EupeImageProcessor.post_process_object_detection`.
 
     Example:
 

@@ -1,9 +1,11 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """What the detection head learns from: overlaps of boxes, which position learns which object, checks of the labels."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.image_transforms import center_to_corners_format
 
@@ -68,28 +70,39 @@ def _area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     return (high - low).clamp_min(0).prod(dim=-1)
 
 
-def check_detection_labels(labels: Any, batch_size: int, num_labels: int) -> None:
-    """Refuse labels that are not as `EupeForObjectDetection` takes them.
+def read_detection_labels(labels: Any, batch_size: int, num_labels: int) -> list[Mapping[str, torch.Tensor] | None]:
+    """Check labels, and turn arrays and lists in them, such as the image processor gives, into tensors.
+
+    Args:
+        labels: As `EupeForObjectDetection` takes them.
+        batch_size: How many images there are.
+        num_labels: Classes of the model.
+
+    Returns:
+        For each image `class_labels` (objects,) and `boxes` (objects, 4), or `None`.
 
     Raises:
-        ValueError: Not one dictionary (or `None`) per image, a missing key, shapes or class ids that do not fit, or
-            boxes that are not normalised (centre x, centre y, width, height) or leave the image.
+        ValueError: Not one dictionary (or `None`) per image, a missing key, values that are no numbers, shapes or
+            class ids that do not fit, or boxes that are not normalised (centre x, centre y, width, height) or leave
+            the image.
     """
     if torch.compiler.is_compiling():  # looking at values would break the graph
-        return
+        return labels
     if not isinstance(labels, Sequence) or len(labels) != batch_size:
         found = f"{len(labels)} entries" if isinstance(labels, Sequence) else type(labels).__name__
         raise ValueError(
             f"labels must be a list with one dictionary per image, {batch_size} of them, got {found}. Give empty "
             "tensors for an image without objects, None for one that is not labelled."
         )
+    read: list[Mapping[str, torch.Tensor] | None] = []
     for i, label in enumerate(labels):
         if label is None:
+            read.append(None)
             continue
         if not isinstance(label, Mapping) or not {"class_labels", "boxes"} <= label.keys():
             found = ", ".join(map(str, label)) if isinstance(label, Mapping) else type(label).__name__
             raise ValueError(f"labels[{i}] must be a dictionary with class_labels and boxes, got {found}.")
-        boxes, classes = label["boxes"], label["class_labels"]
+        boxes, classes = (_numbers(label[key], f"labels[{i}][{key!r}]") for key in ("boxes", "class_labels"))
         count = classes.numel()
         if (count or boxes.numel()) and (tuple(boxes.shape) != (count, 4) or classes.ndim != 1):
             raise ValueError(
@@ -98,8 +111,26 @@ def check_detection_labels(labels: Any, batch_size: int, num_labels: int) -> Non
             )
         if count:
             hint = f"These are the class_labels of labels[{i}]; COCO's category ids have gaps: count them from 0."
-            check_class_ids(classes, num_labels, hint)
+            if classes.is_floating_point() and (classes != classes.long()).any():
+                shown = reprlib.repr(classes.tolist())
+                raise ValueError(f"labels[{i}] has class_labels that are not whole numbers: {shown}.")
+            check_class_ids(classes.long(), num_labels, hint)
             _check_boxes(boxes.float(), f"labels[{i}]")
+        read.append({"class_labels": classes, "boxes": boxes})
+    return read
+
+
+def _numbers(values: Any, name: str) -> torch.Tensor:
+    """A tensor of real numbers, from a tensor, an array or lists."""
+    try:
+        if not isinstance(values, torch.Tensor):
+            array = np.asarray(values)
+            values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # torch takes no other
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {reprlib.repr(values)}.") from error
+    if values.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {values.dtype}.")
+    return values
 
 
 def _check_boxes(boxes: torch.Tensor, name: str) -> None:

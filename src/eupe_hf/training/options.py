@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 import torch
 from transformers import BitsAndBytesConfig, HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from eupe_hf.data.options import InputArguments
+
+from .resuming import find_checkpoint
 
 
 MODES = ("lora", "probe", "full")
@@ -263,11 +265,9 @@ def check_output(arguments: OutputArguments) -> None:
     if folder.is_file():
         raise ValueError(f"--output_dir {folder} is a file: choose a folder.")
     if resume:
-        found = get_last_checkpoint(str(folder)) if resume == "last" and folder.is_dir() else resume
-        if found is None or not Path(found).is_dir():
-            where = f"in {folder}" if resume == "last" else f"at {resume}"
-            raise ValueError(f"There is no checkpoint {where} to resume from.")
-        arguments.resume_from_checkpoint = found
+        arguments.resume_from_checkpoint = find_checkpoint(
+            folder, str(resume), arguments.save_only_model, tells=arguments.should_log
+        )
     elif folder.is_dir() and any(folder.iterdir()):
         if not arguments.overwrite:
             raise ValueError(
