@@ -132,7 +132,7 @@ def pull(
     """
     from .hub.fetch import fetch
 
-    typer.echo(fetch(name, revision=revision, force_download=force))
+    typer.echo(fetch(name, revision=revision, force_download=force, verify=True))
     license_name, link = WEIGHTS_LICENSE["license_name"], WEIGHTS_LICENSE["license_link"]
     typer.echo(f"The weights are under the {license_name}: {link}", err=True)
 

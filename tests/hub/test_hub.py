@@ -293,7 +293,8 @@ def test_cache_is_keyed_by_revision_and_digest(server: HubServer, home: Path) ->
         converted_folder(server, "dev/next", 1),
     }
     assert len(folders) == 3
-    assert {path.name for path in store.iterdir()} == {*folders, "refs", ".lock"}
+    assert {path.name for path in store.iterdir()} == {*folders, "refs", "digests", ".lock"}
+    assert {path.stem for path in (store / "digests").iterdir()} == folders
     assert {path.name for path in (store / "refs").iterdir()} == {"main", "v1", first, "dev%2Fnext"}
     assert files_below(store / converted_folder(server, "v1")) == SAVED_FILES
 
@@ -385,6 +386,7 @@ def test_two_processes_convert_once(server: HubServer, home: Path) -> None:
     assert {path.name for path in (home / "eupe-hf" / "eupe-t").iterdir()} == {
         converted_folder(server),
         "refs",
+        "digests",
         ".lock",
     }
 
