@@ -33,6 +33,8 @@ PRIVATE_NAMES = (
      "stages are saved", "out_features and out_indices of a saved backbone are lost"),
     (_MODEL, "_init_weights _initialize_weights", "initialise heads, which transformers passes over in other packages",
      "new heads start from other values, and task models learn worse"),
+    (_MODEL, "_load_pretrained_model", "checks tensors as they are stored, before transformers casts them",
+     "integers, float8 numbers and NaN load without a word"),
     (_MODEL, "_no_split_modules _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend "
      "_can_compile_fullgraph", "say what the encoders can do", "device_map='auto', attn_implementation=... or "
      "compiled generation refuse EUPE models"),

@@ -2,6 +2,7 @@
 """EUPE as the vision tower of transformers' LLaVA: tower, projector and any causal language model."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -27,13 +28,14 @@ from .modeling_eupe import EupeModel
 from .modeling_eupe_cards import llava_card
 from .modeling_eupe_llava_joining import EupeLlavaJoiningMixin
 from .modeling_eupe_saving import EupeSavingMixin
+from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
 from .processing_eupe_llava import EupeLlavaProcessor
 
 
 _Model = TypeVar("_Model", bound="EupeLlavaPreTrainedModel")
 
 
-class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
+class EupeLlavaPreTrainedModel(EupeWeightsMixin, EupeSavingMixin, LlavaPreTrainedModel):
     """Loading that leaves nothing random and saving that is complete, for both VLM classes."""
 
     config_class = EupeLlavaConfig
@@ -47,15 +49,24 @@ class EupeLlavaPreTrainedModel(EupeSavingMixin, LlavaPreTrainedModel):
 
         Raises:
             OSError: The model, or the base of an adapter, was not found.
-            ValueError: Weights are missing, which transformers would initialise at random. With
-                `output_loading_info=True` the info lists them instead.
+            ValueError: Weights are missing, which transformers would initialise at random, or have no place in the
+                configuration. With `output_loading_info=True` the info lists them instead. Or a tensor has another
+                shape, or holds what is not a finite floating point number.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        source: Any = pretrained_model_name_or_path
+        with as_damaged(source):
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        if source is not None and not output_loading_info:
+            left_over = info["unexpected_keys"]
+            of_text = {key for key in left_over if re.search(r"language_model\.layers\.\d+\.", key)}
+            of_images = {key for key in left_over if re.search(r"vision_tower\.|multi_modal_projector\.", key)}
+            refuse_left_over(source, of_text, model.config.text_config)
+            refuse_left_over(source, of_images, model.config.vision_config)
         missing = sorted(info["missing_keys"])
-        if missing and pretrained_model_name_or_path is not None and not output_loading_info:
+        if missing and source is not None and not output_loading_info:
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} weights of {cls.__name__}, among them "
+                f"{source} lacks {len(missing)} weights of {cls.__name__}, among them "
                 f"{', '.join(missing[:3])}. from_vision_text joins an encoder and a language model."
             )
         return cast(Any, (model, info) if output_loading_info else model)

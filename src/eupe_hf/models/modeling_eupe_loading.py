@@ -12,13 +12,14 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
 
 from .modeling_eupe_adapter import Adapter
+from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
 from .sharing_eupe import EupeNamesMixin
 
 
 _Model = TypeVar("_Model", bound="EupeLoadingMixin")
 
 
-class EupeLoadingMixin:
+class EupeLoadingMixin(EupeWeightsMixin):
     """`from_pretrained` and `load_adapter` of EUPE models. Stands before `transformers.PreTrainedModel`."""
 
     base_model: Any
@@ -38,8 +39,10 @@ class EupeLoadingMixin:
 
         Raises:
             OSError: The model, or the base of an adapter, was not found.
-            ValueError: The checkpoint lacks weights of the encoder, which transformers would initialise at random; new
-                heads are initialised as usual. (`output_loading_info=True` lists the missing keys instead.) Or
+            ValueError: The checkpoint lacks weights of the encoder, which transformers would initialise at random, or
+                has others than its configuration describes; new heads are initialised as usual.
+                (`output_loading_info=True` lists such keys instead.) Or a tensor has another shape, holds integers or
+                float8 numbers, or values that are not finite, as far as it is loaded into memory. Or
                 `device_map` puts a new head, or the base of an adapter, on the disk. Or an adapter was trained on
                 another class or architecture, its file is damaged, or a part of the model is neither in it nor in its
                 base.
@@ -56,14 +59,18 @@ class EupeLoadingMixin:
             return cls._from_adapter(adapter, source, *args, **kwargs)
         output_loading_info = kwargs.pop("output_loading_info", False)
         parent: Any = super()
-        model, info = parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        with _held_load_report(), as_damaged(source):
+            model, info = parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+            # with the loading info you see what is missing and what is left over, and decide yourself
+            if source is not None and not output_loading_info:
+                shapeless = {key for key, *_ in info["mismatched_keys"]}
+                model._refuse_incomplete(source, info["missing_keys"] | shapeless)
+                left_over = model._of_encoder(info["unexpected_keys"])
+                refuse_left_over(source, left_over, model.base_model.config)
         for part in model.modules():
             if hasattr(part, "freeze_unused"):  # transformers' loading lets everything train
                 part.freeze_unused()
         model._refuse_new_on_disk(info["missing_keys"])
-        # with the loading info you see what is missing, and decide yourself
-        if source is not None and not output_loading_info:
-            model._refuse_incomplete(source, info["missing_keys"])
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -106,14 +113,17 @@ class EupeLoadingMixin:
                 adapter.check_base(model, info)
         return model, info
 
+    def _of_encoder(self, keys: Iterable[str]) -> list[str]:
+        # a file of another class has the prefix where this one has none, or the other way round
+        prefix = f"{self.base_model_prefix}."
+        return sorted(key for key in keys if key.removeprefix(prefix).startswith(("encoder.", "norm.")))
+
     def _refuse_incomplete(self, source: str | os.PathLike, missing_keys: Iterable[str]) -> None:
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}encoder.", f"{prefix}norm.")))
-        if missing:
+        if missing := self._of_encoder(missing_keys):
             raise ValueError(
                 f"{source} lacks {len(missing)} weights of the encoder, among them {', '.join(missing[:3])}: it is "
-                "not a complete EUPE model in this layout. Convert a raw or DINOv3-layout checkpoint first: "
-                "eupe convert FILE DIR."
+                "not a complete EUPE model in this layout, or its configuration is another's. Convert a raw or "
+                "DINOv3-layout checkpoint first: eupe convert FILE DIR."
             )
 
     def _refuse_new_on_disk(self, missing_keys: Iterable[str]) -> None:
@@ -162,23 +172,37 @@ class EupeLoadingMixin:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Silence transformers' report of missing weights, which counts what the adapter brings, and DoRA's magnitudes.
+def _held_load_report() -> Iterator[list[Any]]:
+    """Hold back transformers' report of missing weights until the block has succeeded; a list of its records.
 
-    What is really missing is an error here, not a line in a report.
+    What the block refuses is an error, not a line in a report.
     """
+    held: list[Any] = []
 
     def is_not_report(record: Any) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            held.append(record)
+        return not is_report
 
     loggers = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", "integrations.peft")]
     for logger in loggers:
         logger.addFilter(is_not_report)
     try:
-        yield
+        yield held
     finally:
         for logger in loggers:
             logger.removeFilter(is_not_report)
+    for record in held:
+        logging.get_logger(record.name).handle(record)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Drop that report, which counts what the adapter brings, and DoRA's magnitudes."""
+    with _held_load_report() as held:
+        yield
+        held.clear()
 
 
 def without_heads(quantization_config: Any) -> Any:
