@@ -103,6 +103,12 @@ class EupeMultiTaskConfig(EupeEncoderConfigMixin, PreTrainedConfig):
         self.heads = {other: head for other, head in self.heads.items() if other != name}
         self._select_stages()
 
+    @property
+    def semantic_loss_ignore_index(self) -> int:
+        """The label that segmentation heads ignore; `EupeConfig`'s default if there are none, or if they differ."""
+        ignored = {head.get("semantic_loss_ignore_index") for head in self.heads.values()} - {None}
+        return ignored.pop() if len(ignored) == 1 else EupeConfig.semantic_loss_ignore_index
+
     def head_config(self, name: str) -> EupeConfig:
         """Configuration of the single-task model that has this head."""
         return self._with_encoder({k: v for k, v in self.heads[name].items() if k not in ("task", "loss_weight")})

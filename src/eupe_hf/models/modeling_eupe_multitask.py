@@ -85,13 +85,6 @@ class EupeForMultiTask(EupeModelWithHeads):
     def _auto_classes(cls) -> dict[str, type]:
         return {"AutoConfig": EupeMultiTaskConfig, "AutoModel": cls}
 
-    def _default_processor(self) -> Any:
-        processor, key = super()._default_processor(), "semantic_loss_ignore_index"
-        ignored = {head[key] for head in self.config.heads.values() if key in head}
-        if len(ignored) == 1:  # else the processor's call says which
-            (processor.semantic_loss_ignore_index,) = ignored
-        return processor
-
     @classmethod
     def from_task_models(
         cls, models: Mapping[str, EupeTaskModel | str | os.PathLike], loss_weights: Mapping[str, float] | None = None

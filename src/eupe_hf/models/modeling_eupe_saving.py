@@ -33,7 +33,9 @@ class EupeSavingMixin(EupeCodeMixin):
     def _default_processor(self) -> Any:
         """Image processor that is saved where there is none; `None` for none."""
         side = self.base_model.config.image_size
-        return EupeImageProcessorPil(size={"height": side, "width": side})
+        # label maps are padded with what the loss ignores
+        ignored = getattr(self.config, "semantic_loss_ignore_index", EupeImageProcessorPil.semantic_loss_ignore_index)
+        return EupeImageProcessorPil(size={"height": side, "width": side}, semantic_loss_ignore_index=ignored)
 
     def _new_card(self, tags: Sequence[str] = ()) -> ModelCard:
         """Card that is saved where there is none."""

@@ -1,8 +1,6 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Semantic segmentation: upstream's linear head on the dense features of an EUPE encoder."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -81,11 +79,6 @@ class EupeForSegmentation(EupeTaskModel):
     head_fields = ("out_indices", "id2label", "head_dropout", "semantic_loss_ignore_index")
     _task_auto_class = "AutoModelForSemanticSegmentation"
     _pipeline_tag = "image-segmentation"
-
-    def _default_processor(self) -> Any:
-        processor = super()._default_processor()
-        processor.semantic_loss_ignore_index = self.config.semantic_loss_ignore_index  # of the padding that it adds
-        return processor
 
     @torch.no_grad()
     def predict_sliding_window(
