@@ -150,3 +150,26 @@ def report_boxes(found: list[tuple[str, int, int]], what: str, arguments: DataAr
     if arguments.strict or not total:
         raise ValueError(problem)
     logger.warning(f"{problem} They are skipped.")
+
+
+def are_shares(cells: tuple[Any, ...]) -> bool | None:
+    """Whether all boxes of a row lie in [0, 1], which in pixels is the first of the image; `None` without boxes.
+
+    The whole of [0, 1] may be a pixel.
+    """
+    image, objects = cells
+    boxes, _, crowds = read_lists(objects)
+    single = [box for box, is_crowd in zip(boxes, crowds, strict=True) if not is_crowd]
+    if not single or min(image_size(image)) < 2:
+        return None
+    return all(0 <= value <= 1 for box in single for value in box) and any(set(box) - {0, 1} for box in single)
+
+
+def refuse_shares(found: list[bool | None], what: str, arguments: DataArguments) -> None:
+    """Refuse a part in which the boxes of each row with boxes are shares; `found` is of `are_shares`."""
+    known = [is_share for is_share in found if is_share is not None]
+    if known and all(known):
+        raise ValueError(
+            f"The boxes of the {what} part of {arguments.dataset} are all from 0 to 1, as shares of the image's sides "
+            "are. COCO's are left, top, width, height in pixels: multiply them by the width and height of their image."
+        )

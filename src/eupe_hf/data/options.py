@@ -32,6 +32,9 @@ class InputArguments:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f"--held_out must be a share between 0 and 1, got {self.held_out}.")
+        for name in ("flip", "colour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be a share from 0 to 1, got {getattr(self, name)}.")
         for name in ("size", "limit", "shuffle_buffer", "eval_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")

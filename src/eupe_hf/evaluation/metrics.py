@@ -20,6 +20,8 @@ from eupe_hf.models.modeling_eupe_head import check_class_ids, check_ignore_inde
 
 # rows and columns of a 480 x 640 NYUv2 image that Eigen et al. (2014, arXiv:1406.2283) evaluate
 NYU_EIGEN_CROP = (slice(45, 471), slice(41, 601))
+# boxes that reach no farther than the first are shares of the image's sides, farther than the second pixels
+_CLIPPED, _PIXELS = 0.05, 8.0
 
 
 def check_finite(tensor: torch.Tensor, name: str) -> None:
@@ -122,13 +124,15 @@ class SegmentationMetrics:
         """Count class ids `predicted` against `labels`, integers of one shape, for example (H, W).
 
         Raises:
-            ValueError: The shapes differ, predictions are not integers, or an id is not a class.
+            ValueError: The shapes differ, ids are not integers, or an id is not a class.
         """
-        if predicted.shape != labels.shape or predicted.is_floating_point() or labels.is_floating_point():
+        if predicted.shape != labels.shape or predicted.is_floating_point():
             raise ValueError(
-                f"predicted must be class ids of the shape of the labels, integers both, {tuple(labels.shape)} of "
-                f"{labels.dtype}, got {tuple(predicted.shape)} of {predicted.dtype}."
+                f"predicted must be class ids of the shape of the labels, {tuple(labels.shape)}, got "
+                f"{tuple(predicted.shape)} of {predicted.dtype}."
             )
+        if labels.is_floating_point():
+            raise ValueError(f"labels must be class ids, integers, got {labels.dtype}.")
         labels = reduce_zero_label(labels, self.ignore_index) if self.reduce_labels else labels.long()
         hint = f"{self.ignore_index} is ignored. Where labels count from 1, as ADE20K's, set reduce_labels."
         check_class_ids(labels, self.num_labels, hint, self.ignore_index)
@@ -253,8 +257,8 @@ def average_precision(
         Means over the classes that occur in the targets; 0 without predictions.
 
     Raises:
-        ValueError: The numbers of predictions and targets differ, shapes do not fit, a value is not finite, or there
-            are no targets.
+        ValueError: The numbers of predictions and targets differ, shapes do not fit, a value is not finite, one has
+            boxes in pixels and the other shares of the image's sides, or there are no targets but crowds.
     """
     # torchmetrics' MeanAveragePrecision also runs pycocotools, but needs torchvision, which is optional here
     coco, evaluator = require("pycocotools.coco").COCO, require("pycocotools.cocoeval").COCOeval
@@ -266,8 +270,10 @@ def average_precision(
         found += _annotations(prediction, images, "scores", f"predictions[{images - 1}]")
         target = {"iscrowd": [0] * len(target["labels"]), **target}
         true += _annotations(target, images, "iscrowd", f"targets[{images - 1}]")
-    if not true:
-        raise ValueError("The targets hold no boxes, so average precision is not defined.")
+    if all(entry["iscrowd"] for entry in true):
+        but = " but crowds" if true else ""
+        raise ValueError(f"The targets hold no boxes{but}, so average precision is not defined.")
+    _check_unit(found, true)
     if not found:
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     reference = coco()
@@ -283,6 +289,18 @@ def average_precision(
         for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
             step()
     return dict(zip(("ap", "ap50", "ap75"), map(float, evaluation.stats[:3]), strict=True))
+
+
+def _check_unit(found: list[dict[str, Any]], true: list[dict[str, Any]]) -> None:
+    boxes = [[entry["bbox"] for entry in part] for part in (found, true)]
+    reach = [max((max(x + width, y + height) for x, y, width, height in part), default=0.0) for part in boxes]
+    if 0 < min(reach) <= 1 + _CLIPPED and max(reach) > _PIXELS:
+        shares, pixels = ("predictions", "targets") if reach[0] < reach[1] else ("targets", "predictions")
+        raise ValueError(
+            f"The boxes of the {shares} reach to {min(reach):.4g}, as shares of the image's sides do, those of the "
+            f"{pixels} to {max(reach):.4g}, as pixels do. Give both in one unit: post_process_object_detection gives "
+            "pixels with target_sizes."
+        )
 
 
 def _annotations(entry: Mapping[str, Any], image: int, extra: str, name: str) -> list[dict[str, Any]]:

@@ -185,6 +185,7 @@ class EupeImageProcessorMixin(EupeNamesMixin, EupeSavedProcessorMixin, EupePostP
             ("pad_size", kwargs["pad_size"] is None, "None: the largest image and size_divisor say how far to pad"),
             ("resample", resample is None or resample in _INTERPOLATION, f"one of {_INTERPOLATION}"),
             ("image_std", std is None or np.min(std) > 0, "numbers above 0"),
+            ("image_mean", _is_on_scale(kwargs), "numbers on the scale of the rescaled pixels: divided by 255, too"),
             ("format", kwargs["format"] in (None, "coco_detection"), "coco_detection"),
             ("data_format", kwargs["data_format"] in (None, "channels_first"), "channels_first, as the models need"),
             ("input_data_format", layout in (None, *ChannelDimension), "channels_first, channels_last or None"),
@@ -300,6 +301,13 @@ class EupeImageProcessor(EupeImageProcessorMixin, TorchvisionBackend):
 
 def _is_size(size: SizeDict | None, *allowed: set[str]) -> bool:
     return size is None or (set(dict(size)) in allowed and min(dict(size).values()) > 0)
+
+
+def _is_on_scale(options: dict[str, Any]) -> bool:
+    mean, factor = options["image_mean"], options["rescale_factor"]
+    if mean is None or factor is None or not (options["do_normalize"] and options["do_rescale"]):
+        return True
+    return bool(np.max(mean) <= 255 * factor * (1 + 1e-6))
 
 
 def _flatten(images: Any) -> list[Any]:

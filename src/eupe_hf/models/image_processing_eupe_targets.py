@@ -292,17 +292,24 @@ def _read_image_annotations(target: Any, size: tuple[int, int], name: str) -> _O
         raise ValueError(f"{name}['annotations'] must be a list with one dictionary for each object.")
     if not isinstance(target["image_id"], Integral):
         raise ValueError(f"{name} has image_id={target['image_id']!r}: give a whole number.")
-    class_labels, boxes, areas = [], [], []
+    class_labels, boxes, areas, bboxes = [], [], [], []
     for index, item in enumerate(items):
         if item.get("iscrowd"):  # a crowd is not one object; transformers leaves crowds out as well
             continue
         box = _read_box(item, size, f"{name}['annotations'][{index}]")
         sides = box[2] - box[0], box[3] - box[1]
+        bboxes.append([float(value) for value in item["bbox"]])
         if min(sides) <= _ROUNDING:
             continue
         class_labels.append(int(item["category_id"]))
         boxes.append(box)
         areas.append(float(item.get("area", sides[0] * sides[1])))
+    values = {value for bbox in bboxes for value in bbox}
+    if values - {0, 1} and 0 <= min(values) <= max(values) <= 1 < min(size):  # [0, 0, 1, 1] may be one pixel
+        raise ValueError(
+            f"{name} has boxes from 0 to 1 alone, such as bbox={bboxes[0]}, as shares of the image's sides are: "
+            f"multiply them by its width {size[1]} and height {size[0]}. {_COCO_BOX}."
+        )
     return _Objects(
         int(target["image_id"]),
         torch.tensor(class_labels, dtype=torch.int64),

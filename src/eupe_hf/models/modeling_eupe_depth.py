@@ -21,6 +21,9 @@ from .modeling_eupe_head import (
 )
 
 
+_FAR = 10  # depths beyond so many times the largest are in another unit
+
+
 class EupeDepthHead(nn.Module):
     """Linear head over bins of depth: the expected depth under a normalised score per bin, and its loss."""
 
@@ -47,16 +50,28 @@ class EupeDepthHead(nn.Module):
         """Scale-invariant log loss at the size of the labels (B, H, W), over pixels with a valid depth.
 
         Upstream's sigloss: sqrt(var(g) + 0.15 mean(g)^2), g the difference of the logarithms of predicted and true
-        depth, each plus 0.001. Valid are finite depths above `config.min_depth` up to `config.max_depth`.
+        depth, each plus 0.001. Valid are finite depths above `config.min_depth` up to `config.max_depth`. Without two
+        of them the loss is 0, but depths that are all over ten times too large are refused.
         """
         check_label_maps(labels, len(depth), "depth in metres")
         labels = labels.float()
         valid = labels.isfinite() & (labels > self.config.min_depth) & (labels <= self.config.max_depth)
         if int(valid.sum()) < 2:
+            self._check_unit(labels)
             return depth.sum() * 0  # a variance needs two pixels
         predicted = resize(depth.float().unsqueeze(1), labels.shape[1:]).squeeze(1)
         error = torch.log(predicted[valid] + 1e-3) - torch.log(labels[valid] + 1e-3)
         return torch.sqrt(error.var() + 0.15 * error.mean() ** 2)
+
+    def _check_unit(self, labels: torch.Tensor) -> None:
+        """Refuse maps of which no depth counts, and all are far beyond `config.max_depth`."""
+        known = labels[labels.isfinite() & (labels > 0)]
+        low, high = map(float, known.aminmax()) if known.numel() else (0.0, 0.0)
+        if self.config.max_depth * _FAR < low < high:  # one value alone stands for "unknown"
+            raise ValueError(
+                f"labels go from {low:.6g} to {high:.6g}, and depth counts up to max_depth={self.config.max_depth} "
+                "metres. They look like millimetres: divide by 1000. Or raise max_depth."
+            )
 
 
 class EupeForDepthEstimation(EupeTaskModel):

@@ -1,6 +1,8 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Image classification: a linear head on the global features of an EUPE encoder."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -56,23 +58,23 @@ class EupeImageClassificationHead(nn.Module):
             shape = f"({logits.shape[0]}, {classes})"
             found = f"{tuple(labels.shape)}; one class per image needs integers"
             raise ValueError(f"labels for {problem} must be {shape}, got {found}.")
-        if problem == "multi_label_classification":
-            _check_shares(labels)
+        _check_values(labels, problem)
         self.config.problem_type = problem
         loss = functional.mse_loss if problem == "regression" else functional.binary_cross_entropy_with_logits
         return loss(logits.float(), labels.float())
 
 
-def _check_shares(labels: torch.Tensor) -> None:
-    if torch.compiler.is_compiling():  # looking at values would break the graph
+def _check_values(labels: torch.Tensor, problem: str) -> None:
+    """Refuse labels that are not finite, and several labels per image that are not shares."""
+    if torch.compiler.is_compiling() or not labels.numel():  # looking at values would break the graph
         return
     low, high = (float(bound) for bound in labels.float().aminmax())
-    if not (low >= 0 and high <= 1):  # also where they are NaN
+    if not math.isfinite(low + high):
+        raise ValueError(f"labels for {problem} must be finite numbers, they go from {low} to {high}.")
+    if problem == "multi_label_classification" and not 0 <= low <= high <= 1:
         cause = " They look like percent: divide by 100." if low >= 0 and 1 < high <= 100 else ""
-        raise ValueError(
-            "labels for multi_label_classification must be zeros and ones, or probabilities; they go from "
-            f"{low:.4g} to {high:.4g}.{cause}"
-        )
+        span = f"they go from {low:.4g} to {high:.4g}"
+        raise ValueError(f"labels for {problem} must be zeros and ones, or probabilities; {span}.{cause}")
 
 
 class EupeForImageClassification(EupeTaskModel):

@@ -18,7 +18,8 @@ _Sizes: TypeAlias = Sequence[tuple[int, int]] | torch.Tensor | None
 class EupePostProcessingMixin:
     """`post_process_*` methods of the image processors, under the names that transformers' pipelines call.
 
-    Each takes `target_sizes`, (height, width) in pixels, one per image, else it raises a ValueError.
+    Each takes `target_sizes`, (height, width) in pixels, one per image, else it raises a ValueError, as for thresholds
+    outside [0, 1].
     """
 
     def post_process_semantic_segmentation(
@@ -64,7 +65,7 @@ class EupePostProcessingMixin:
 
         Args:
             outputs: With `logits` (B, N, num_labels) and `pred_boxes` (B, N, 4).
-            threshold: Detections must have a higher score.
+            threshold: Detections must have a higher score, in [0, 1].
             target_sizes: Without them boxes are shares of the image's sides.
             top_k: Largest number of detections per image; the best are kept.
             nms_threshold: If two boxes of one class overlap by more (intersection over union), the one with the lower
@@ -75,6 +76,10 @@ class EupePostProcessingMixin:
             One dictionary per image, best first: `scores` (n,) in [0, 1], `labels` (n,) class ids and `boxes` (n, 4)
             left, top, right, bottom.
         """
+        for name, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
+            if value is not None and not 0 <= value <= 1:
+                cause = " It looks like percent: divide by 100." if 1 < value <= 100 else ""
+                raise ValueError(f"{name} must be a share from 0 to 1, got {value}.{cause}")
         logits, boxes = outputs.logits.float(), center_to_corners_format(outputs.pred_boxes.float())
         if target_sizes is not None:
             _check_target_sizes(len(logits), target_sizes, "images")

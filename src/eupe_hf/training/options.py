@@ -92,6 +92,8 @@ class AdapterArguments:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"--rank must be at least 1, got {self.rank}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout must be a share from 0 to below 1, got {self.dropout}.")
         if self.alpha is None:
             self.alpha = float(self.rank)  # as in peft's recipes, whatever the rank
 

@@ -12,7 +12,14 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import center_to_corners_format
 from transformers.utils import logging
 
-from eupe_hf.data.boxes import category_names, count_boxes, read_objects, report_boxes
+from eupe_hf.data.boxes import (
+    are_shares,
+    category_names,
+    count_boxes,
+    read_objects,
+    refuse_shares,
+    report_boxes,
+)
 from eupe_hf.data.checks import readable
 from eupe_hf.data.options import DataArguments
 from eupe_hf.data.rows import Classes, image_size
@@ -50,8 +57,8 @@ def load_detection(arguments: DetectionDataArguments, seed: int) -> TaskData:
         The data, with category ids mapped to 0, 1, ... in their order. Faulty boxes are still in it.
 
     Raises:
-        ValueError: No images, no boxes in one of the parts, categories without a name or with two, and, with
-            `--strict`, unreadable files and boxes without an area inside their image.
+        ValueError: No images, no boxes in one of the parts, boxes in [0, 1] instead of pixels, categories without a
+            name or with two, and, with `--strict`, unreadable files and boxes without an area inside their image.
     """
     columns = {"image": arguments.image_column, "objects": arguments.label_column}
     train, evaluation, split = load_splits(arguments, columns, seed)
@@ -61,10 +68,15 @@ def load_detection(arguments: DetectionDataArguments, seed: int) -> TaskData:
     parts = []
     for what, rows in (("training", train), ("evaluation", evaluation)):
         if arguments.check:
-            rows, found = readable(rows, arguments.strict, partial(count_boxes, classes=train.classes))
-            report_boxes(found, what, arguments)
+            rows, found = readable(rows, arguments.strict, partial(_check_boxes, classes=train.classes))
+            refuse_shares([is_share for _, is_share in found], what, arguments)
+            report_boxes([counts for counts, _ in found], what, arguments)
         parts.append(rows)
     return TaskData(parts[0], parts[1], list(names.values()), split)
+
+
+def _check_boxes(name: str, cells: tuple[Any, ...], classes: Mapping[Any, int]) -> tuple[Any, bool | None]:
+    return count_boxes(name, cells, classes), are_shares(cells)
 
 
 class DetectionRows(TrainingRows):
