@@ -1,4 +1,4 @@
-# `make` lists what a contributor types. Needs python3 (3.10 or newer) and make; everything else goes into .venv folders.
+# `make` lists what a contributor types. Needs python3 (3.11 or newer) and make; everything else goes into .venv folders.
 PYTHON ?= python3
 VENV ?= .venv
 SHARED := ../shared

@@ -224,3 +224,16 @@ def _as_loud_as_before() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first: with several processes it would else be the last to end, and the others wait."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures of the fuzz campaign."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    rows = [value for report in reports for name, value in getattr(report, "user_properties", ()) if name == "fuzz"]
+    if rows:
+        terminalreporter.section("fuzz campaign")
+        names = list(rows[0])
+        for row in [dict(zip(names, names, strict=True)), *rows]:
+            terminalreporter.line(
+                "".join(f"{row[name]!s:<14}" if name == "kind" else f"{row[name]:>10}" for name in names)
+            )

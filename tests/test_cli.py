@@ -37,6 +37,7 @@ from eupe_hf import (
     cli,
 )
 from eupe_hf.conversion.checkpoints import Checkpoint, load_checkpoint, read_state_dict
+from eupe_hf.conversion.inspect import describe
 from eupe_hf.lora import lora_config
 
 
@@ -140,6 +141,15 @@ def test_info_describes_an_adapter(models: Path, tmp_path: Path) -> None:
     peft.get_peft_model(model, lora_config(model, r=4)).save_pretrained(tmp_path / "adapter")
     told = json.loads(eupe("info", tmp_path / "adapter", "--json")[0])
     assert (told["kind"], told["rank"]) == ("LORA adapter", 4)
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, "", "{"])
+def test_info_refuses_json_that_is_no_object(tmp_path: Path, content: str) -> None:
+    for name in ("adapter_config.json", "config.json"):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=name):
+            describe(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_features_then_search_finds_the_image_itself(models: Path, tmp_path: Path) -> None:

@@ -99,6 +99,11 @@ def test_question_that_has_no_answer_is_refused(task: str, row: dict[str, Any], 
         read_question(task, {"question": "?", **row}, COLUMNS)
 
 
+def test_row_without_a_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="The row has no 'answer'; it has 'question'"):
+        read_question("vqa", {"question": "?"}, {"question": "question", "answer": "answer"})
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

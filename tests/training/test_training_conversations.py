@@ -120,6 +120,21 @@ def test_places_of_images_are_those_of_llava() -> None:
     assert kinds == [["IMAGE", QUESTION], ["IMAGE", "IMAGE", "what ?"], ["what is", "IMAGE", "and", "IMAGE", "?"]]
 
 
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "{root}/secret.png", "file://{root}/secret.png", "github://a:b@c/d.png"]
+)
+def test_image_outside_the_folder_is_not_opened(processor: EupeLlavaProcessor, tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "secret.png")
+    (tmp_path / "data").mkdir()
+    record = asked("<image> what ?", "2", image=name.format(root=tmp_path))
+    path = written(tmp_path / "data" / "data.json", [record])
+    with pytest.raises(ValueError, match=r"is not a file below .*data, and is not opened"):
+        load_conversations(ConversationArguments(path, strict=True), processor)
+    inside = asked("<image> what ?", "2", image=str(tmp_path / "secret.png"))
+    path = written(tmp_path / "data.json", [inside])
+    assert len(load_conversations(ConversationArguments(path, strict=True), processor).train) == 1
+
+
 # ---- lengths ----
 
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """What a file or folder holds: a checkpoint, model, adapter or features. `eupe info` prints it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from eupe_hf.features.files import read_features
+from eupe_hf.models.reading_eupe import read_json
 
 from .checkpoints import load_checkpoint
 
@@ -21,11 +21,14 @@ def describe(path: Path) -> dict[str, Any]:
         ValueError: It holds nothing of EUPE.
     """
     if path.is_dir() and (path / ADAPTER_CONFIG_NAME).is_file():
-        lora = json.loads((path / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+        lora = read_json(path / ADAPTER_CONFIG_NAME)
         keys = {"base": "base_model_name_or_path", "rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
-        return {"kind": f"{lora['peft_type']} adapter", **{name: lora.get(key) for name, key in keys.items()}}
+        return {
+            "kind": f"{lora.get('peft_type', 'LORA')} adapter",
+            **{name: lora.get(key) for name, key in keys.items()},
+        }
     config = path / CONFIG_NAME
-    fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    fields = read_json(config) if config.is_file() else {}
     if fields.get("model_type") == "eupe_multitask":
         return {"kind": "multi-task model", "heads": [f"{n} ({h['task']})" for n, h in fields["heads"].items()]}
     if fields.get("model_type") == "eupe_llava":

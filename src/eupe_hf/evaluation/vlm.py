@@ -81,6 +81,9 @@ def read_question(
 
     ```
     """
+    needed = (columns[key] for key in ("question", "answer", "choices") if key in columns)
+    if missing := [column for column in needed if column not in row]:
+        raise ValueError(f"The row has no {missing[0]!r}; it has {', '.join(map(repr, row))}.")
     answer, asked = row[columns["answer"]], row[columns["question"]]
     if not isinstance(asked, str):
         raise ValueError(f"The question must be text, got {reprlib.repr(asked)}.")

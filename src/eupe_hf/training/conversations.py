@@ -4,6 +4,7 @@
 Needs `pip install 'eupe-hf[train]'`.
 """
 
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,7 +163,18 @@ def _images(record: Mapping[str, Any], folder: Path) -> list[Any]:
         raise ValueError(
             f"an image must be a path, or an object with 'bytes' or 'path', got {reprlib.repr(wrong[0])}."
         )
-    return [{"bytes": None, "path": str(folder / image)} if isinstance(image, str) else image for image in images]
+    return [{"bytes": None, "path": _below(image, folder)} if isinstance(image, str) else image for image in images]
+
+
+def _below(name: str, folder: Path) -> str:
+    """The path of an image that a record names: below the folder, if there is one, and never an address."""
+    root = os.path.normpath(folder.absolute())
+    is_inside = folder == Path() or Path(os.path.normpath(Path(root, name))).is_relative_to(root)
+    if "://" in name or not is_inside:
+        raise ValueError(
+            f"the image {name[:80]!r} is not a file below {folder.absolute()}, and is not opened: give --image_folder."
+        )
+    return str(folder / name)
 
 
 def _check(messages: list[dict[str, Any]], images: int) -> None:

@@ -1,0 +1,15 @@
+# Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
+"""Changed adapters end in the answers of the adapter as it was trained, or in one sentence; no code runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from adapter_cases import CASES, KNOWN, check
+from campaign import FORMS, Campaign
+
+
+@pytest.mark.xfail(run=False, reason="checking adapters still ends in faults that README.md counts")
+@FORMS
+def test_changed_adapters_are_right_or_refused(is_long: bool, record_property: Callable[[str, Any], None]) -> None:
+    Campaign(is_long, record_property)("adapters", check, CASES, KNOWN)
