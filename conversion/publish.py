@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from eupe_hf.conversion import check_head_options, convert_checkpoint
 from eupe_hf.hub import fetch
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
+from eupe_hf.staging import scratch_folder
 from eupe_hf.variants import VARIANTS, variant_config
 
 
@@ -98,6 +99,17 @@ def main_config(folder: Path) -> str:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or was cut short ({error}): save the model again.") from error
     return names[0]
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `ValueError` if a file of the model is a link: the Hub would get what it points to, wherever that lies."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in entries:
+        if path.is_symlink() and MODEL_FILES.fullmatch(path.name):
+            raise ValueError(
+                f"{path} is a link to {path.readlink()}, and links are not followed: put a copy of the file in its "
+                "place, if you want to publish it."
+            )
 
 
 def new_card(folder: Path, wanted: str | None, repo_id: str) -> ModelCard:
@@ -198,6 +210,7 @@ def reason(error: Exception, repo_id: str) -> str:
 
 def publish(args: argparse.Namespace, folder: Path, scratch: Path) -> None:
     """Print the plan, and with --push carry it out."""
+    refuse_links(folder)
     api, config = HfApi(), main_config(folder)
     new_card(folder, args.card or args.name, args.repo).save(scratch / "README.md")
     entries = sorted(path for path in folder.iterdir() if path.name != "README.md")
@@ -218,14 +231,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--head joins a raw encoder; it needs --checkpoint FILE")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
         parser.error(f"--repo must be USER/NAME, got {args.repo!r}")
-    with tempfile.TemporaryDirectory() as scratch, parser.exit_codes():
+    # its name is always the same, so that the next run removes what one that was killed has left
+    with parser.exit_codes(), scratch_folder(Path(tempfile.gettempdir(), "eupe-publish")) as scratch:
         check_head_options(args.head, args.task, args.layers)
-        folder = fetch(args.name) if args.name else args.folder or Path(scratch) / "converted"
+        # in a folder of its own: writing a folder locks the one that it lies in, and `scratch` is locked
+        folder = fetch(args.name) if args.name else args.folder or scratch / "converted" / "model"
         if args.checkpoint:
             options = {"variant": args.variant, "head": args.head, "task": args.task, "layers": args.layers}
             print("\n".join(convert_checkpoint(args.checkpoint, folder, **options).notes))
         try:
-            publish(args, folder, Path(scratch))
+            publish(args, folder, scratch)
         except (HTTPError, RuntimeError) as error:  # RuntimeError: how huggingface_hub reports a broken upload
             raise OSError(reason(error, args.repo)) from error
     return 0

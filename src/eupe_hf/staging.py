@@ -109,7 +109,7 @@ def staged_file(path: str | os.PathLike) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} is a folder; give a file name for the checkpoint, as {path}/EUPE.pt.")
     if path.exists() and not path.is_file():  # /dev/null, which root could replace
         raise FileExistsError(f"{path} is a device or a pipe, which is not replaced: give the name of a file.")
-    with _scratch(path) as scratch:
+    with scratch_folder(path) as scratch:
         file = scratch / path.name
         file.touch()
         yield file
@@ -146,7 +146,7 @@ def staged_folder(path: str | os.PathLike, check: Callable[[Path], None]) -> Ite
                 raise FileExistsError(f"{path} is the working directory: give a folder in it.")
             check(path)
 
-    with _scratch(path, check_place) as scratch:
+    with scratch_folder(path, check_place) as scratch:
         new, old = scratch / "new", scratch / "old" / path.name
         new.mkdir()
         old.parent.mkdir()
@@ -164,7 +164,7 @@ def staged_folder(path: str | os.PathLike, check: Callable[[Path], None]) -> Ite
 
 
 @contextmanager
-def _scratch(path: Path, check_place: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def scratch_folder(path: Path, check_place: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """A locked folder beside `path`, which is removed in the end. First, what killed processes left is put right."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name[:40]}."  # a whole name could make one that is too long

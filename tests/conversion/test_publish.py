@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from vlm_common import make_vlm
 from eupe_hf import EupeForImageClassification, EupeModel, variant_config
 from eupe_hf.conversion.layouts import to_eupe
 from eupe_hf.lora import lora_config
+from eupe_hf.staging import scratch_folder
 
 
 REPO = "me/mine"
@@ -295,6 +297,39 @@ def test_folder_without_a_model_is_refused(server: HubServer, publish: Publish, 
     (folder / "model.safetensors").write_bytes(weights[:-100])
     code, _, err = publish("--folder", folder)
     assert code == 2 and "model.safetensors is damaged or was cut short" in err
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "config.json", "README.md", "model.safetensors", "tokenizer.model"])
+def test_links_are_not_followed(server: HubServer, publish: Publish, folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    (folder / "logs").symlink_to(tmp_path)  # not part of a model: left out, as any other
+    for push in ([], ["--push"]):
+        code, out, err = publish("--folder", folder, *push)
+        assert (code, out) == (
+            2,
+            "",
+        ) and f"{folder / name} is a link to {tmp_path / 'secret'}, and" in err
+    assert server.repos == {}
+    (folder / name).unlink()
+    (folder / name).write_bytes((tmp_path / "secret").read_bytes())
+    assert publish("--folder", folder, "--push")[0] == 0
+    assert not server.files(REPO).keys() & {"logs", "secret"}
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(
+    server: HubServer, publish: Publish, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with scratch_folder(temporary / "eupe-publish") as running:
+        (left := temporary / ".eupe-publish.killed.part" / "converted").mkdir(parents=True)
+        (left / "model.safetensors").write_bytes(b"left")
+        assert publish("--folder", folder)[0] == 0
+        assert list(temporary.iterdir()) == [running]
+    assert publish("--folder", folder)[0] == 0
+    assert list(temporary.iterdir()) == []
 
 
 def test_card_with_another_licence_or_for_another_model_is_refused(
