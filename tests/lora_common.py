@@ -24,6 +24,7 @@ from eupe_hf import (
     EupeForSegmentation,
     EupeModel,
 )
+from eupe_hf.lora import lora_config
 
 
 TASKS = {
@@ -81,6 +82,12 @@ def move(model: nn.Module, seed: int) -> None:
                 module.running_mean += torch.randn(module.running_mean.shape, generator=generator)
                 module.running_var += torch.rand(module.running_var.shape, generator=generator)
                 module.num_batches_tracked += 7
+
+
+def saved_adapter(family: str, base: Path, folder: Path) -> Path:
+    model = EupeForImageClassification.from_pretrained(base, num_labels=3)
+    trained(model, lora_config(model, r=2)).save_pretrained(folder)
+    return folder
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:

@@ -20,13 +20,14 @@ from lora_common import (
     move,
     pixels,
     save_bases,
+    saved_adapter,
     saved_whole,
     trained,
 )
 from modeling_common import tiny_config
 from PIL import Image
 from published import checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModel,
@@ -174,6 +175,42 @@ def test_adapters_and_heads_of_one_shape_are_switched(family: str, tmp_path: Pat
     assert torch.equal(answer(AutoModelForImageClassification.from_pretrained(tmp_path / "again")), expected["dogs"])
 
 
+@BY_FAMILY
+def test_adapter_loaded_last_is_active_with_its_head(family: str, tmp_path: Path, bases: dict[str, Path]) -> None:
+    expected = []
+    for seed in range(2):
+        model = EupeForImageClassification.from_pretrained(bases[family], num_labels=3)
+        wrapped = trained(model, lora_config(model, r=2 + seed), seed)
+        expected.append(answer(wrapped))
+        wrapped.save_pretrained(tmp_path / str(seed))
+    for is_trainable in (False, True):
+        model = EupeForImageClassification.from_pretrained(tmp_path / "0")
+        trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        model.load_adapter(tmp_path / "1", adapter_name="second", is_trainable=is_trainable)
+        assert model.active_adapters() == ["second"] and torch.equal(answer(model), expected[1])
+        # what trains is not decided by what is active
+        now = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert {name for name in now if ".second." not in name} == trains
+        model.set_adapter("default")
+        assert torch.equal(answer(model), expected[0])
+
+
+@BY_FAMILY
+def test_adapter_that_fails_leaves_the_model_as_it_was(family: str, tmp_path: Path, bases: dict[str, Path]) -> None:
+    first, second = (saved_adapter(family, bases[family], tmp_path / name) for name in ("first", "second"))
+    file = second / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(name for name in sorted(tensors) if "lora_B" in name))
+    save_file(tensors, file)
+    model = EupeForImageClassification.from_pretrained(first)
+    expected = answer(model)
+    with pytest.raises(ValueError, match=r"second can't be loaded: it lacks 1 tensors, among them .*lora_B"):
+        model.load_adapter(second, adapter_name="other")
+    assert list(model.peft_config) == ["default"] and torch.equal(answer(model), expected)
+    with pytest.raises(ValueError, match=r"second can't be loaded: it lacks 1 tensors, among them .*lora_B"):
+        load_peft_model(second)
+
+
 def test_second_adapter_on_a_wrapped_model(tmp_path: Path, bases: dict[str, Path]) -> None:
     model = EupeForSegmentation.from_pretrained(bases["vit"], num_labels=3)
     wrapped = trained(model, lora_config(model, r=2))
@@ -276,12 +313,6 @@ def test_adapter_on_the_hub_is_loaded(tmp_path: Path, bases: dict[str, Path]) ->
         assert torch.equal(answer(load_peft_model("someone/adapter")), expected)
         assert server.repo_ids_requested() <= {"someone/adapter", "someone/base"}
     assert ModelCard.load(tmp_path / "adapter" / "README.md").data.base_model == "someone/base"
-
-
-def saved_adapter(family: str, base: Path, folder: Path) -> Path:
-    model = EupeForImageClassification.from_pretrained(base, num_labels=3)
-    trained(model, lora_config(model, r=2)).save_pretrained(folder)
-    return folder
 
 
 def rebase(folder: Path, base: str | None) -> None:

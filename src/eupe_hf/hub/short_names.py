@@ -10,7 +10,8 @@ cards the repository of each name, and then installs the hook:
   AutoBackbone get a wrapper of `from_pretrained` that does the same for the six short names alone. AutoModel and its
   siblings need none: they call AutoConfig and the package's classes.
 - transformers asks the Hub about a name before it loads, through `resolve_revision`, `find_adapter_config_file` and
-  `get_task`. For short names the hook answers.
+  `get_task`. For short names the hook answers. Auto classes also read the file of an adapter before any class of the
+  package does: the hook checks it, if the adapter is one of ours.
 
 Anything else goes through untouched. `remove_short_names` puts everything back. With EUPE_HF_NO_SHORT_NAMES=1 in the
 environment the hook is never installed; the classes are registered all the same.
@@ -26,6 +27,7 @@ from typing import Any
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.utils import CONFIG_NAME
 
 from eupe_hf.models.sharing_eupe import EupeNamesMixin
 from eupe_hf.variants import VARIANTS, find_variant
@@ -114,7 +116,18 @@ def _answering(original: Callable, answer: Callable) -> Callable:
     def lookup(name: Any, *args: Any, **kwargs: Any) -> Any:
         _answer_lookups()  # by now `transformers.pipelines` is loaded, if it is the one that asks
         known = isinstance(name, str) and name in VARIANTS and not Path(name).is_dir()
-        return (answer if known else original)(name, *args, **kwargs)
+        found = (answer if known else original)(name, *args, **kwargs)
+        if original.__name__ == "find_adapter_config_file" and found is not None:
+            _check_adapter(name, Path(found))
+        return found
 
     vars(lookup)[_MARK] = True
     return lookup
+
+
+def _check_adapter(name: Any, file: Path) -> None:
+    from eupe_hf.models.modeling_eupe_adapter import ADAPTER_CONFIG_NAME, base_of, read_lora
+
+    is_ours = file.with_name(ADAPTER_CONFIG_NAME).is_file() and not file.with_name(CONFIG_NAME).is_file()
+    if is_ours:
+        base_of(read_lora(file), name)

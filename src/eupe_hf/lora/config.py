@@ -24,7 +24,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from eupe_hf.models.modeling_eupe import EupePreTrainedModel, find_encoders
-from eupe_hf.models.modeling_eupe_adapter import Adapter, save_model_config
+from eupe_hf.models.modeling_eupe_adapter import FAULTS, Adapter, save_model_config
 from eupe_hf.variants import VARIANTS
 
 from .cards import MODELS, complete_cards
@@ -160,8 +160,15 @@ def load_peft_model(source: str, is_trainable: bool = False, **kwargs: Any) -> p
     else:  # the base of a VLM is whole
         model = model_class.from_pretrained(adapter.base, **options)
     adapter.check(model)
-    config = EupeLoraConfig(**peft.LoraConfig.from_pretrained(source, **kwargs).to_dict()).attach(model)
-    return peft.PeftModel.from_pretrained(model, source, config=config, is_trainable=is_trainable, **kwargs).eval()
+    try:
+        config = EupeLoraConfig(**peft.LoraConfig.from_pretrained(source, **kwargs).to_dict()).attach(model)
+        wrapped = peft.PeftModel.from_pretrained(model, source, config=config, is_trainable=is_trainable, **kwargs)
+        expected = save_and_load.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        if missing := sorted(expected.keys() - {f"base_model.model.{name}" for name in adapter.tensors}):
+            raise ValueError(f"it lacks {len(missing)} tensors, among them {missing[0]}.")
+    except FAULTS as error:
+        raise adapter.unreadable(error) from error
+    return wrapped.eval()
 
 
 def adaptable_layers(model: nn.Module) -> list[str]:

@@ -2,13 +2,17 @@
 """Folders of adapters: their base, the head that one was trained with, and a sentence for one that does not fit."""
 
 import os
+import pickle
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import load_state_dict_from_file
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
@@ -23,6 +27,112 @@ _WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of all names in that file
 _OPTIONS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "force_download")
 _ENCODERS = frozenset(("EupeModel", "EupeBackbone"))  # the bare encoder, with the same names
+# What building a model from a file's values, or peft's layers, may raise.
+FAULTS = (AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError, re.error)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_MANY = 1_000_000  # more classes, or a larger width, have no model
+_DEEP = 1_000  # blocks of an encoder, likewise
+
+# ---- adapter_config.json: what peft builds layers from, matches names with, and imports ----
+
+# Of one pattern: each repetition multiplies the time by the length of a name, and so may a group of alternatives.
+_REPETITIONS, _CHOICES = 3, 5
+_GROUP = re.compile(r"\((?:\?:)?([^()*+?\[\]{}^$]*)\)")
+_ATOM = r"(?:[\w.|-]|\\[.dw-]|\[\^?[\w.-]+\])"
+_QUICK = re.compile(rf"\^?(?:\(\)|{_ATOM}[*+?]?)*\$?")
+
+
+def _is_quick(pattern: Any) -> bool:
+    """Whether a pattern is plain text, with few alternatives and few repetitions of single characters in it.
+
+    peft compiles what an adapter's file holds: repeated groups take years for some names.
+    """
+    if not isinstance(pattern, str) or len(pattern) > 10_000:
+        return False
+    groups = [group.split("|") for group in _GROUP.findall(pattern)]
+    rest = _GROUP.sub("()", pattern)
+    repetitions = len(re.findall(rf"{_ATOM}[*+?]", rest))
+    choices = repetitions + len(groups) + rest.count("|")
+    is_distinct = all(len(set(names)) == len(names) for names in groups)
+    is_small = repetitions <= _REPETITIONS and choices <= _CHOICES
+    return is_distinct and is_small and _QUICK.fullmatch(rest) is not None
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= _MANY
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _MANY  # not so for NaN
+
+
+def _is_layers(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, list) and all(type(layer) is int for layer in value))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_PATTERN = "a list of names, or a pattern of plain names with few alternatives and repetitions"
+_FLAG = ("true or false", _is_flag)
+# By field: what it must be, where it is not null, in words, and the check.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "peft_type": ("LORA or ADALORA, as for these models", lambda value: value in ("LORA", "ADALORA")),
+    "r": ("a whole number of at least 1", _is_count),
+    "lora_alpha": (f"a number of at most {_MANY:,}", _is_number),
+    "lora_dropout": ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
+    "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
+    "target_modules": (_PATTERN, lambda value: _is_names(value) or _is_quick(value)),
+    "exclude_modules": (_PATTERN, lambda value: _is_names(value) or _is_quick(value)),
+    "modules_to_save": ("a list of names", _is_names),
+    "layers_to_transform": ("numbers of layers", _is_layers),
+    "layers_pattern": ("the name of a list of layers", lambda value: _is_names(value) or _is_names([value])),
+    "rank_pattern": (
+        "ranks by name, or by a pattern of plain names",
+        lambda value: isinstance(value, dict) and all(map(_is_quick, value)) and all(map(_is_count, value.values())),
+    ),
+    "alpha_pattern": (
+        "numbers by name, or by a pattern of plain names",
+        lambda value: isinstance(value, dict) and all(map(_is_quick, value)) and all(map(_is_number, value.values())),
+    ),
+    "init_lora_weights": ("true, false or a name", lambda value: isinstance(value, bool | str)),
+    "target_parameters": ("a list of names", _is_names),
+    "base_model_name_or_path": ("text", lambda value: isinstance(value, str)),
+    "task_type": ("text", lambda value: isinstance(value, str)),
+    **dict.fromkeys(("init_r", "target_r"), ("a whole number of at least 1", _is_count)),
+    **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias", "inference_mode"), _FLAG),
+    # a module that peft would import by its name, and layers that it would multiply
+    **dict.fromkeys(("megatron_config", "layer_replication"), ("null, for these models", lambda value: False)),
+}
+
+
+def read_lora(file: str | os.PathLike) -> dict[str, Any]:
+    """Read an `adapter_config.json`. Raises `ValueError` if it holds what peft must not be given."""
+    values = read_json(file)
+    for name, (words, is_right) in _FIELDS.items():
+        value = values.get(name)
+        if value is not None and not is_right(value):
+            raise ValueError(f"{file}: {name!r} must be {words}, got {str(value)[:80]!r}. Correct it by hand.")
+    for name in ("peft_type", "r", "lora_alpha"):  # peft would fill them in
+        if values.get(name) is None:
+            raise ValueError(f"{file} has no {name!r}: it does not describe an adapter that peft saved.")
+    return values
+
+
+def base_of(lora: dict[str, Any], source: str | os.PathLike) -> str:
+    """The model that an adapter is for, from its `adapter_config.json`. Raises `ValueError` if it names none."""
+    if not (base := lora.get("base_model_name_or_path")):
+        raise ValueError(
+            f"The adapter {source} does not say which model it is for: base_model_name_or_path in its "
+            "adapter_config.json is empty, as for a model that was not loaded with from_pretrained. Fill it "
+            "in, or build the model and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
+        )
+    return base
 
 
 @dataclass
@@ -52,18 +162,18 @@ class Adapter:
             return None  # a complete model may hold an adapter too: that is for transformers
         return cls(source, options) if find_adapter_config_file(source, **options) is not None else None
 
+    @cached_property
+    def lora(self) -> dict[str, Any]:
+        """Its adapter_config.json. Raises `ValueError` if it holds what peft must not be given."""
+        path = find_adapter_config_file(self.source, **self.options)
+        if path is None:
+            raise FileNotFoundError(f"There is no adapter in {self.source}: it has no adapter_config.json.")
+        return read_lora(path)
+
     @property
     def base(self) -> str:
         """Name or path of the model that the adapter is for. Raises `ValueError` if the adapter does not name one."""
-        path = find_adapter_config_file(self.source, **self.options)
-        base = get_field(read_json(path), "base_model_name_or_path", str, path) if path else None
-        if not base:
-            raise ValueError(
-                f"The adapter {self.source} does not say which model it is for: base_model_name_or_path in its "
-                "adapter_config.json is empty, as for a model that was not loaded with from_pretrained. Fill it "
-                "in, or build the model and load with peft.PeftModel.from_pretrained(model, ADAPTER)."
-            )
-        return base
+        return base_of(self.lora, self.source)
 
     @property
     def architecture(self) -> str | None:
@@ -86,49 +196,65 @@ class Adapter:
                 f"The adapter {self.source} was trained on an {saved} and cannot be loaded as "
                 f"{model_class.__name__}. Load it with the class, or Auto class, that it was made with."
             )
-        return model_class.config_class.from_json_file(self._file(ADAPTER_CONFIG_NAME))
+        return _read_config(model_class.config_class, self._file(ADAPTER_CONFIG_NAME))
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors by their names in the model; empty if the weights are not in a safetensors file.
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its tensors by their names in the model.
 
         Raises:
-            ValueError: The file is damaged.
+            OSError: There is no file of weights.
+            ValueError: The file is damaged, or holds tensors that are not finite floating-point numbers.
         """
-        if (file := self._file(_WEIGHTS_NAME)) is None:
-            return {}
+        file = self._file(_WEIGHTS_NAME) or self._file("adapter_model.bin")
+        if file is None:
+            raise FileNotFoundError(f"The adapter {self.source} has no weights: {_WEIGHTS_NAME} is missing.")
         try:
-            with safe_open(file, framework="pt") as tensors:
-                names = tensors.keys()
-                return {name.removeprefix(_PREFIX): tuple(tensors.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError) as error:
+            if file.suffix == ".bin":  # read without running code
+                tensors = load_state_dict_from_file(file)
+            else:
+                with safe_open(file, framework="pt") as opened:
+                    tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"The adapter file {file} is damaged, as if cut off during a copy ({error}). Copy it again."
+                f"The adapter file {file} is damaged, as if cut off during a copy ({reason}). Copy it again."
             ) from error
+        for name, tensor in tensors.items():
+            is_counter = name.endswith(".num_batches_tracked")
+            if not is_counter and (tensor.dtype not in _FLOATS or not bool(tensor.isfinite().all())):
+                what = "holds NaN or infinite values" if tensor.dtype in _FLOATS else f"is of {tensor.dtype}"
+                raise ValueError(f"{file}: {name[:200]} {what}: it was damaged, or its training diverged.")
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
     def check(self, model: nn.Module) -> None:
         """Refuse with a `ValueError` an adapter for layers that a model lacks or has in other sizes."""
-        for name, shape in self.shapes().items():
-            layer, _, part = name.partition(".lora_")
-            try:
-                module = reduce(getattr, layer.split("."), model)
-            except AttributeError:
-                self._refuse(model, f"it is for {layer}, which the model does not have")
-            module = getattr(module, "base_layer", module) if part else module  # another adapter may be there
-            here = tuple(module.weight.shape if part else module.shape)
-            if part and isinstance(module, nn.Linear):  # a quantized one keeps its weight in another shape
-                here = (module.out_features, module.in_features)
+        ranks = {self.lora["r"], *(self.lora.get("rank_pattern") or {}).values()}
+        largest = 0
+        sizes = dict(_sizes(model))  # names from a file are looked up here, never among attributes
+        for name, tensor in self.tensors.items():
+            layer, _, part = _plain(name).partition(".lora_")
+            here, shape = sizes.get(f"{layer}.weight" if part else layer), tuple(tensor.shape)
+            if here is None:
+                self._refuse(model, f"it is for {layer[:200]}, which the model does not have")
             side = {"A": 1, "B": 0}.get(part[:1]) if part.endswith(".weight") else None
-            if (side is not None and shape[side] != here[side]) or (not part and shape != here):
-                self._refuse(model, f"{name} is {list(shape)} in it, and the model's {layer} is {list(here)}")
+            is_right = shape == here
+            if side is not None:
+                is_right = len(shape) == len(here) and shape[side] == here[side] and shape[1 - side] in ranks
+                largest = max(largest, shape[1 - side]) if is_right else largest
+            elif part:
+                is_right = part != "magnitude_vector" or tensor.numel() == here[0]
+            if not is_right:
+                rank = f", the rank {self.lora['r']}" if part else ""
+                self._refuse(model, f"{name} is {list(shape)} in it, and the model's {layer} is {list(here)}{rank}")
+        if self.lora["peft_type"] == "LORA" and largest < max(ranks):  # peft would build it, however large
+            self._refuse(model, f"adapter_config.json says rank {max(ranks)}, and its weights have at most {largest}")
 
     @torch.no_grad()
     def load_magnitudes(self, model: nn.Module, missing_keys: set[str]) -> None:
         """Load DoRA's magnitudes, whose names transformers does not know, and remove them from its `missing_keys`."""
-        wanted = {key for key in missing_keys if ".lora_magnitude_vector." in key}
-        file = self._file(_WEIGHTS_NAME) or self._file("adapter_model.bin") if wanted else None
-        saved = {} if file is None else load_state_dict_from_file(file)
-        for key in wanted:
-            tensor = saved.get(f"{_PREFIX}{key.rpartition('.lora_magnitude_vector')[0]}.lora_magnitude_vector")
+        for key in {key for key in missing_keys if ".lora_magnitude_vector." in key}:
+            tensor = self.tensors.get(f"{key.rpartition('.lora_magnitude_vector')[0]}.lora_magnitude_vector")
             if tensor is not None:
                 model.get_parameter(key).copy_(tensor)
                 missing_keys.remove(key)
@@ -161,6 +287,11 @@ class Adapter:
             f"there belong to another architecture than its {ADAPTER_CONFIG_NAME} describes. {error}"
         )
 
+    def unreadable(self, error: Exception) -> ValueError:
+        """The error to raise when peft could not build or fill its layers."""
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        return ValueError(f"The adapter {self.source} can't be loaded: {reason}")
+
     def _refuse(self, model: nn.Module, why: str) -> None:
         raise ValueError(
             f"The adapter {self.source} does not fit this {type(model).__name__}: {why}. Load it on the model that it "
@@ -170,6 +301,45 @@ class Adapter:
     def _file(self, name: str) -> Path | None:
         file = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.options)
         return None if file is None else Path(file)
+
+
+def _plain(name: str) -> str:
+    """The name that a part has without an adapter around it."""
+    return ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
+
+
+def _sizes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the parameters and buffers, as if no adapter were there and nothing were quantized."""
+    for name, module in model.named_modules():
+        if ".lora_" in name or ".modules_to_save" in name:
+            continue
+        plain = _plain(name)
+        for part, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            # a quantized layer keeps its weight in another shape
+            is_linear = isinstance(module, nn.Linear) and part == "weight"
+            size = (module.out_features, module.in_features) if is_linear else tuple(tensor.shape)
+            yield f"{plain}.{part}" if plain else part, size
+
+
+def _read_config(config_class: type[PreTrainedConfig], file: Path | None) -> PreTrainedConfig:
+    """The configuration in an `eupe_config.json`. Raises `ValueError` for what can't be one."""
+    values = read_json(str(file))
+    for name in ("attn_implementation", "quantization_config"):  # of a run, not of the model
+        values.pop(name, None)
+    for name, kind in (("id2label", dict[str, str]), ("label2id", dict[str, int]), ("dtype", str)):
+        get_field(values, name, kind, str(file))
+    for name, value in values.items():
+        if callable(getattr(config_class, name, None)):
+            raise ValueError(f"{file}: {name[:80]!r} is not a field of {config_class.__name__}.")
+        counts = value if isinstance(value, list) else [value]
+        limit = _DEEP if name in ("num_hidden_layers", "depths") else _MANY
+        if largest := next((one for one in counts if type(one) is int and one > limit), None):
+            raise ValueError(f"{file}: {name[:80]!r} must be at most {limit:,}, got {largest}.")
+    try:
+        return config_class.from_dict(values)
+    except FAULTS as error:
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"{file} does not describe a model: {reason}") from error
 
 
 def save_model_config(config: PreTrainedConfig, architecture: str, folder: str | os.PathLike) -> None:

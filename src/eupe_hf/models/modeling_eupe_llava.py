@@ -27,6 +27,7 @@ from .configuration_eupe_llava import EupeLlavaConfig
 from .modeling_eupe import EupeModel
 from .modeling_eupe_cards import llava_card
 from .modeling_eupe_llava_joining import EupeLlavaJoiningMixin
+from .modeling_eupe_loading import with_whole_names
 from .modeling_eupe_saving import EupeSavingMixin
 from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
 from .processing_eupe_llava import EupeLlavaProcessor
@@ -53,6 +54,8 @@ class EupeLlavaPreTrainedModel(EupeWeightsMixin, EupeSavingMixin, LlavaPreTraine
                 configuration. With `output_loading_info=True` the info lists them instead. Or a tensor has another
                 shape, or holds what is not a finite floating point number.
         """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = with_whole_names(kwargs["quantization_config"], cls.base_model_prefix)
         output_loading_info = kwargs.pop("output_loading_info", False)
         source: Any = pretrained_model_name_or_path
         with as_damaged(source):
@@ -110,7 +113,13 @@ class EupeLlavaProjector(LlavaMultiModalProjector):
             if grid[0] * grid[1] != image_features.shape[1]:
                 raise ValueError(f"{image_features.shape[1]} features do not form a grid of {grid[0]} x {grid[1]}.")
             image_features = _join_squares(image_features.unflatten(1, grid), self.scale_factor)
-        return super().forward(image_features)
+        return super().forward(_in_dtype_of(self.linear_1, image_features))
+
+
+def _in_dtype_of(layer: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Features as a layer takes them. A quantized one casts by itself: its weight has the dtype of its storage."""
+    plain = getattr(layer, "base_layer", layer)  # with an adapter
+    return features.to(plain.weight.dtype) if type(plain) is nn.Linear else features
 
 
 def _join_squares(maps: torch.Tensor, side: int) -> torch.Tensor:
@@ -208,7 +217,6 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
             for layer in layers
         ]
         patches = torch.cat([layer[:, tower.config.num_prefix_tokens :] for layer in tokens], dim=-1)
-        patches = patches.to(self.multi_modal_projector.linear_1.weight.dtype)
         outputs.pooler_output = list(self.multi_modal_projector(patches, grid))
         if outputs.hidden_states is not None:
             states = enumerate(outputs.hidden_states)

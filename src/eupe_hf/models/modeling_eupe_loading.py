@@ -11,12 +11,14 @@ from torch import nn
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
 
-from .modeling_eupe_adapter import Adapter
+from .modeling_eupe_adapter import FAULTS, Adapter
 from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
 from .sharing_eupe import EupeNamesMixin
 
 
 _Model = TypeVar("_Model", bound="EupeLoadingMixin")
+# Where quantizations list the parts to skip: bitsandbytes, and most of the others.
+_SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
 class EupeLoadingMixin(EupeWeightsMixin):
@@ -53,7 +55,8 @@ class EupeLoadingMixin(EupeWeightsMixin):
     @classmethod
     def _load(cls, source: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = without_heads(kwargs["quantization_config"])
+            chosen = without_heads(kwargs["quantization_config"])
+            kwargs["quantization_config"] = with_whole_names(chosen, cls.base_model_prefix)
         adapter = Adapter.find(source, kwargs)
         if adapter is not None:
             return cls._from_adapter(adapter, source, *args, **kwargs)
@@ -106,7 +109,7 @@ class EupeLoadingMixin(EupeWeightsMixin):
                 model, info = load(base, *args, output_loading_info=True, **kwargs)
         except (OSError, RuntimeError) as error:  # it is not there, or has tensors of other shapes
             raise adapter.explain(base, error) from error
-        info["missing_keys"] = set(info["missing_keys"]) - adapter.shapes().keys()
+        info["missing_keys"] = set(info["missing_keys"]) - adapter.tensors.keys()
         if is_checked:
             model._refuse_incomplete(base, info["missing_keys"])
             if adapted is not None:
@@ -157,18 +160,38 @@ class EupeLoadingMixin(EupeWeightsMixin):
         options = {**(getattr(load_config, "download_kwargs", None) or {}), **(kwargs.get("adapter_kwargs") or {})}
         adapter, model = Adapter(source, options), cast(nn.Module, self)
         adapter.check(model)
-        with _without_load_report():
-            info = parent.load_adapter(peft_model_id, *args, **kwargs)
         name = kwargs.get("adapter_name") or (args[0] if args else None) or "default"
-        missing = {key for key in info.missing_keys if f".{name}." in key}  # the others belong to other adapters
-        adapter.load_magnitudes(model, missing)
-        if missing:
-            raise ValueError(
-                f"The adapter {source} does not fit this {type(self).__name__}: it lacks {len(missing)} tensors, "
-                f"among them {min(missing)}. It was trained on another model, or with other targets than its "
-                "adapter_config.json says."
-            )
+        before = set(getattr(self, "peft_config", ()))
+        active = parent.active_adapters() if before else ()
+        try:
+            with _without_load_report():
+                info = parent.load_adapter(peft_model_id, *args, **kwargs)
+            missing = {key for key in info.missing_keys if f".{name}." in key}  # the others belong to other adapters
+            adapter.load_magnitudes(model, missing)
+            if missing:
+                raise ValueError(
+                    f"it lacks {len(missing)} tensors, among them {min(missing)}. It was trained on another model "
+                    f"than this {type(self).__name__}, or with other targets than its adapter_config.json says."
+                )
+        except FAULTS as error:
+            if name in set(getattr(self, "peft_config", ())) - before:
+                _activate(model, name)  # peft deletes no other
+                parent.delete_adapter(name)
+                _activate(model, *active)
+            raise adapter.unreadable(error) from error
+        _activate(model, name)  # transformers switches the layers, and leaves the head that came with another adapter
         return info
+
+
+def _activate(model: nn.Module, *names: str) -> None:
+    """Use adapters in all layers and heads that have them. What trains stays as it is."""
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for module in list(model.modules()):
+        known = getattr(module, "modules_to_save", None) or getattr(module, "lora_A", None) or ()
+        if chosen := [name for name in names if name in known]:
+            cast(Any, module).set_adapter(chosen)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in trained)
 
 
 @contextmanager
@@ -211,9 +234,27 @@ def without_heads(quantization_config: Any) -> Any:
     transformers skips the output layer of language models and no other head. `quantization_config` is what
     `from_pretrained` takes, for example a `transformers.BitsAndBytesConfig`.
     """
-    is_dict = isinstance(quantization_config, dict)
-    chosen = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else copy(quantization_config)
-    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes, and most of the others
+    chosen = _copy(quantization_config)
+    for name in _SKIPPED:
         if getattr(chosen, name, ()) is None:
             setattr(chosen, name, ["head", "heads"])  # what models call the parts that are not the encoder
     return chosen
+
+
+def with_whole_names(quantization_config: Any, prefix: str) -> Any:
+    """A copy of a quantization that skips parts by their own names too, without `prefix`, the name of what holds them.
+
+    transformers looks for a name at the start of the whole name of a layer, or at its end.
+    """
+    chosen = _copy(quantization_config)
+    for name in _SKIPPED:
+        parts = getattr(chosen, name, None) or []
+        if isinstance(parts, list) and parts:
+            further = [f"{prefix}.{part}" for part in parts if not part.startswith(f"{prefix}.")]
+            setattr(chosen, name, list(dict.fromkeys([*parts, *further])))
+    return chosen
+
+
+def _copy(quantization_config: Any) -> Any:
+    is_dict = isinstance(quantization_config, dict)
+    return AutoQuantizationConfig.from_dict(quantization_config) if is_dict else copy(quantization_config)
