@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification
 
 from eupe_hf import EupeForImageClassification
 from eupe_hf.lora import load_peft_model, lora_config
-from eupe_hf.models.modeling_eupe_adapter import _is_quick
+from eupe_hf.models.reading_eupe_adapter import is_quick
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +101,10 @@ def test_patterns_that_people_write_are_read() -> None:
         r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$", r"model\.layers\.\d+\.(mlp|attn)\.(up|down)_proj",
     )  # fmt: skip
     for pattern in patterns:
-        assert _is_quick(pattern), pattern
+        assert is_quick(pattern), pattern
     name = "model.vision_tower.encoder.layers.10.attention.q_proj"
     slowest = ".*.*.*(e|n|en|co|ncod)(l|la|lay|ay)X"
-    assert _is_quick(slowest)
+    assert is_quick(slowest)
     start = time.perf_counter()
     assert re.fullmatch(slowest, name) is None
     assert time.perf_counter() - start < 0.5

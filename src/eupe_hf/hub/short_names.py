@@ -126,7 +126,8 @@ def _answering(original: Callable, answer: Callable) -> Callable:
 
 
 def _check_adapter(name: Any, file: Path) -> None:
-    from eupe_hf.models.modeling_eupe_adapter import ADAPTER_CONFIG_NAME, base_of, read_lora
+    from eupe_hf.models.modeling_eupe_adapter import ADAPTER_CONFIG_NAME
+    from eupe_hf.models.reading_eupe_adapter import base_of, read_lora
 
     is_ours = file.with_name(ADAPTER_CONFIG_NAME).is_file() and not file.with_name(CONFIG_NAME).is_file()
     if is_ours:

@@ -24,7 +24,8 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from eupe_hf.models.modeling_eupe import EupePreTrainedModel, find_encoders
-from eupe_hf.models.modeling_eupe_adapter import FAULTS, Adapter, save_model_config
+from eupe_hf.models.modeling_eupe_adapter import Adapter, save_model_config
+from eupe_hf.models.reading_eupe_adapter import FAULTS
 from eupe_hf.variants import VARIANTS
 
 from .cards import MODELS, complete_cards

@@ -11,8 +11,9 @@ from torch import nn
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
 
-from .modeling_eupe_adapter import FAULTS, Adapter
+from .modeling_eupe_adapter import Adapter
 from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
+from .reading_eupe_adapter import FAULTS
 from .sharing_eupe import EupeNamesMixin
 
 
