@@ -98,6 +98,7 @@ def test_patterns_that_people_write_are_read() -> None:
     model = EupeForImageClassification(tiny_config("vit"))
     patterns = (
         lora_config(model, r=2).target_modules, r".*\.(q_proj|v_proj)", r".*\.layers\.[0-5]\..*q_proj", "all-linear",
+        r"(?:.*\.)?language_model\..*\.(?:q_proj|o_proj)|(?:model\.vision_tower\.)encoder\.(?:layers|stages)\..*\.(?:q_proj)",
         r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$", r"model\.layers\.\d+\.(mlp|attn)\.(up|down)_proj",
     )  # fmt: skip
     for pattern in patterns:

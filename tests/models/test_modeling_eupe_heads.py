@@ -28,6 +28,7 @@ from eupe_hf import (
     EupeConfig,
     EupeForDepthEstimation,
     EupeForImageClassification,
+    EupeForObjectDetection,
     EupeForSegmentation,
     EupeImageProcessorPil,
     EupeModel,
@@ -36,6 +37,7 @@ from eupe_hf import (
 from eupe_hf.conversion.checkpoints import Checkpoint
 from eupe_hf.conversion.layouts import to_eupe
 from eupe_hf.conversion.upstream_heads import TASKS, load_head
+from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 
 
 TINY = {
@@ -304,6 +306,78 @@ def test_pipelines_run_the_heads(tmp_path: Path) -> None:
             assert {part["label"] for part in result} <= {"cup", "spoon", "table"}
         if task == "image-segmentation":
             assert all(part["mask"].size == image.size for part in result)
+
+
+_PIPELINE = """
+import sys
+sys.modules["eupe_hf"] = None
+from PIL import Image
+from transformers import pipeline
+for task, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    pipeline(task, model=folder, trust_remote_code=True)(Image.new("RGB", (32, 32)))
+"""
+
+
+def test_pipelines_without_the_package_do_not_complain(tmp_path: Path) -> None:
+    fields = {"detection_hidden_size": 16, "num_depth_bins": 8}
+    command = [sys.executable, "-I", "-c", _PIPELINE]
+    for model_class in TASK_MODELS.values():
+        folder = tmp_path / model_class.task
+        model_class(tiny("vit", **fields)).save_pretrained(folder)
+        command += [model_class._pipeline_tag, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "is not supported" not in result.stderr
+
+
+# ---- every form of labels with every option ----
+
+
+def labels_of(model_class: type) -> list:
+    """Labels for two images."""
+    if model_class is EupeForObjectDetection:
+        box = torch.tensor([[0.5, 0.5, 0.4, 0.3]])
+        return [{"class_labels": torch.tensor([i]), "boxes": box} for i in (0, 2)]
+    if model_class is EupeForImageClassification:
+        return [torch.tensor(0), torch.tensor(2)]
+    if model_class is EupeForDepthEstimation:
+        return list(1 + torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0)))
+    return list(torch.randint(0, 3, (2, 32, 32), generator=torch.Generator().manual_seed(0)))
+
+
+OPTIONS = ({}, {"output_hidden_states": True}, {"output_attentions": True}, {"return_dict": False})
+CASES = [(model_class, options) for model_class in TASK_MODELS.values() for options in OPTIONS]
+CASES += [(EupeForDepthEstimation, {"flip_average": True, **options}) for options in OPTIONS]
+
+
+@FAMILIES
+@pytest.mark.parametrize(("model_class", "options"), CASES)
+def test_every_option_takes_every_form_of_labels(family: str, model_class: type, options: dict) -> None:
+    if family == "convnext" and "output_attentions" in options:
+        return  # it has none
+    torch.manual_seed(0)
+    model = model_class(tiny(family, num_depth_bins=8, detection_hidden_size=16)).eval()
+    pixel_values, given = torch.randn(2, 3, 32, 32), labels_of(model_class)
+
+    def loss(pixel_values: torch.Tensor, labels: object) -> torch.Tensor:
+        outputs = model(pixel_values, labels=labels, **options)
+        return outputs[0] if isinstance(outputs, tuple) else outputs.loss
+
+    whole = loss(pixel_values, given)
+    forms = [tuple(given)]
+    if model_class is not EupeForObjectDetection:
+        forms += [torch.stack(given), torch.stack(given).numpy(), [label.tolist() for label in given]]
+    for form in forms:
+        assert torch.equal(loss(pixel_values, form), whole)
+    for i in range(2):
+        some = [given[j] if j == i else None for j in range(2)]
+        torch.testing.assert_close(loss(pixel_values, some), loss(pixel_values[[i]], [given[i]]))
+    none = loss(pixel_values, [None, None])
+    assert none.item() == 0 and none.requires_grad
+    if "return_dict" not in options:
+        assert model(pixel_values, labels=None, **options).loss is None
+    with pytest.raises(ValueError, match="labels"):
+        loss(pixel_values, given[:1])
 
 
 def test_labels_that_cannot_be_are_refused() -> None:

@@ -189,6 +189,31 @@ def test_text_alone_gives_what_the_language_model_gives() -> None:
     assert torch.equal(model(input_ids=ids).logits, expected)
 
 
+@pytest.mark.parametrize("scale_factor", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_alone_reaches_every_parameter_that_trains(family: str, scale_factor: int) -> None:
+    model, _ = make_vlm(family, image_size=128, scale_factor=scale_factor)
+    ids = torch.arange(6, 14)[None]
+    inputs = {"input_ids": ids, "labels": ids}
+    expected = model.eval()(**inputs).loss
+    model.train().requires_grad_(True)
+    for frozen in ((), (model.vision_tower,), (model.vision_tower, model.language_model, model.lm_head)):
+        for part in frozen:
+            part.requires_grad_(False)
+        model.zero_grad()
+        loss = model(**inputs).loss
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        for part in (model.vision_tower, model.multi_modal_projector):
+            for name, parameter in part.named_parameters():
+                if parameter.requires_grad:
+                    assert parameter.grad is not None and not parameter.grad.any(), name
+    model.requires_grad_(False)
+    assert not model(**inputs).loss.requires_grad
+    by_embeds = model(inputs_embeds=model.get_input_embeddings()(ids), labels=ids).loss
+    torch.testing.assert_close(by_embeds, expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_close_to_float32(family: str) -> None:
     model, processor = make_vlm(family)

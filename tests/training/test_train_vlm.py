@@ -119,6 +119,23 @@ def questions(image: Image.Image) -> list[dict[str, Any]]:
 # ---- what learns ----
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_batches_of_text_alone_train(
+    stage: int, checkpointing: bool, run: Run, material: Path, tmp_path: Path
+) -> None:
+    saved = json.loads((material / "pictures" / "conversations.json").read_text())
+    for row in saved[::2]:
+        row.pop("image", None)
+        row["conversations"][0]["value"] = row["conversations"][0]["value"].replace("<image>", "").strip()
+    file = material / "pictures" / f"half-{stage}-{checkpointing}.json"
+    file.write_text(json.dumps(saved))
+    options = ("--dataset", file, "--batch_size", 1, "--per_device_train_batch_size", 1, "--max_steps", 8)
+    lora = ("--lora", "both") if stage == 2 else ()
+    folder, _ = run(stage, "out", *options, *lora, "--activation_checkpointing", checkpointing)
+    assert len(losses(folder)) == 8 and all(loss > 0 for loss in losses(folder))
+
+
 def test_stage_1_trains_the_projector_alone_by_the_paper(run: Run, material: Path, trained: list[Any]) -> None:
     folder, printed = run(1, "out", "--num_train_epochs", 3)
     assert "32 conversations to train on, 27 tokens on average." in printed

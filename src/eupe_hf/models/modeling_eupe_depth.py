@@ -118,6 +118,6 @@ class EupeForDepthEstimation(EupeTaskModel):
         outputs = self._predict(pixel_values, None, **kwargs)
         mirrored = self._predict(pixel_values.flip(-1), None)
         depth = (outputs.predicted_depth + mirrored.predicted_depth.flip(-1)) / 2
-        loss = None if labels is None else self.head.loss(depth, labels)
+        loss = loss_where_labelled(self.head.loss, depth, labels)
         states, attentions = outputs.hidden_states, outputs.attentions
         return DepthEstimatorOutput(loss=loss, predicted_depth=depth, hidden_states=states, attentions=attentions)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
 from .configuration_eupe import EupeConfig
@@ -263,3 +264,7 @@ class EupeForObjectDetection(EupeTaskModel):
         config = copy.deepcopy(config)
         config.out_indices = chosen
         return config
+
+
+# Without the package, too: the pipeline runs classes that this table does not have, and logs an error.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(EupeConfig.model_type, EupeForObjectDetection.__name__)

@@ -16,7 +16,6 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
     LlavaModel,
-    LlavaMultiModalProjector,
     LlavaPreTrainedModel,
 )
 from transformers.processing_utils import Unpack
@@ -27,6 +26,7 @@ from .configuration_eupe_llava import EupeLlavaConfig
 from .modeling_eupe import EupeModel
 from .modeling_eupe_cards import llava_card
 from .modeling_eupe_llava_joining import EupeLlavaJoiningMixin
+from .modeling_eupe_llava_projector import EupeLlavaProjector
 from .modeling_eupe_loading import with_whole_names
 from .modeling_eupe_saving import EupeSavingMixin
 from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
@@ -90,46 +90,6 @@ class EupeLlavaPreTrainedModel(EupeWeightsMixin, EupeSavingMixin, LlavaPreTraine
         return llava_card(self, tags)
 
 
-class EupeLlavaProjector(LlavaMultiModalProjector):
-    """LLaVA's two layers with GELU. Before them, `scale_factor` squared patches are joined into one token."""
-
-    def __init__(self, config: EupeLlavaConfig):
-        super().__init__(config)
-        self.scale_factor, text_width = config.scale_factor, config.text_config.hidden_size
-        if self.scale_factor > 1:
-            count = len(config.feature_layers(config.vision_feature_layer))
-            width = config.vision_config.hidden_size * count * self.scale_factor**2
-            self.linear_1 = nn.Linear(width, text_width, bias=config.multimodal_projector_bias)
-
-    def forward(self, image_features: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """Projects (N, H * W, C), row-major, where C counts all layers.
-
-        `grid` is H and W, by default a square. It is used if `scale_factor` is above 1. Returns (N, H // scale_factor
-        * W // scale_factor, width of the language model), row-major; a ValueError if the grid does not fit.
-        """
-        if self.scale_factor > 1:
-            side = round(image_features.shape[1] ** 0.5)
-            grid = grid or (side, side)
-            if grid[0] * grid[1] != image_features.shape[1]:
-                raise ValueError(f"{image_features.shape[1]} features do not form a grid of {grid[0]} x {grid[1]}.")
-            image_features = _join_squares(image_features.unflatten(1, grid), self.scale_factor)
-        return super().forward(_in_dtype_of(self.linear_1, image_features))
-
-
-def _in_dtype_of(layer: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Features as a layer takes them. A quantized one casts by itself: its weight has the dtype of its storage."""
-    plain = getattr(layer, "base_layer", layer)  # with an adapter
-    return features.to(plain.weight.dtype) if type(plain) is nn.Linear else features
-
-
-def _join_squares(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """(N, H, W, C) to (N, H // side * W // side, side * side * C): each square row by row."""
-    rows, columns = maps.shape[1] // side, maps.shape[2] // side
-    maps = maps[:, : rows * side, : columns * side]
-    squares = maps.unflatten(2, (columns, side)).unflatten(1, (rows, side))  # (N, rows, side, columns, side, C)
-    return squares.transpose(2, 3).flatten(3).flatten(1, 2)
-
-
 class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
     """transformers' `LlavaModel` on an EUPE tower: `vision_tower`, `multi_modal_projector`, `language_model`.
 
@@ -155,6 +115,33 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
         self.multi_modal_projector = EupeLlavaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers. In training, tower and projector have gradients of zero in batches of text alone."""
+        has_image = pixel_values is not None or bool(kwargs.get("mm_encoder_outputs"))
+        if self.training and not has_image and (input_ids is None) == (inputs_embeds is not None):
+            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            input_ids, inputs_embeds = None, embeds + self._blank_image(embeds)
+        places = (attention_mask, position_ids, past_key_values)
+        return super().forward(input_ids, pixel_values, *places, inputs_embeds, **kwargs)
+
+    def _blank_image(self, embeds: torch.Tensor) -> torch.Tensor | float:
+        """Zero, by way of all that encodes images and trains: distributed training waits for the gradient of each."""
+        parameters = (*self.vision_tower.parameters(), *self.multi_modal_projector.parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
+            return 0.0
+        side = self.vision_tower.config.patch_size * self.config.scale_factor
+        image = embeds.new_zeros(1, self.vision_tower.config.num_channels, side, side)
+        return 0 * self.get_image_features(image, return_dict=True).pooler_output[0].sum().to(embeds.dtype)
 
     @can_return_tuple
     def get_image_features(

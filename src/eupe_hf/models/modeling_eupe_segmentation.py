@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_eupe import EupeConfig
 from .modeling_eupe_head import (
@@ -113,3 +114,7 @@ class EupeForSegmentation(EupeTaskModel):
             return resize(self(views).logits.float(), (window, window))
 
         return average_windows(segment, padded, (window, window), (step, step), batch_size)[..., :height, :width]
+
+
+# Without the package, too: the pipeline runs classes that this table does not have, and logs an error.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(EupeConfig.model_type, EupeForSegmentation.__name__)

@@ -21,10 +21,10 @@ from .reading_eupe import get_field, read_json
 FAULTS = (AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError, re.error)
 _MANY = 1_000_000  # more classes, or a larger width, have no model
 _DEEP = 1_000  # blocks of an encoder, likewise
-# Of one pattern: each repetition multiplies the time by the length of a name, and so may a group of alternatives.
-_REPETITIONS, _CHOICES = 3, 5
+# Of one alternative: each repetition multiplies the time by the length of a name, and so may a group of names.
+_REPETITIONS, _CHOICES, _ALTERNATIVES = 3, 5, 8
 _GROUP = re.compile(r"\((?:\?:)?([^()*+?\[\]{}^$]*)\)")
-_ATOM = r"(?:[\w.|-]|\\[.dw-]|\[\^?[\w.-]+\])"
+_ATOM = r"(?:[\w.-]|\\[.dw-]|\[\^?[\w.-]+\])"
 _QUICK = re.compile(rf"\^?(?:\(\)|{_ATOM}[*+?]?)*\$?")
 
 
@@ -35,13 +35,17 @@ def is_quick(pattern: Any) -> bool:
     """
     if not isinstance(pattern, str) or len(pattern) > 10_000:
         return False
+    pattern = pattern.replace(r"(?:.*\.)?", ".*")  # in whatever part of the model
     groups = [group.split("|") for group in _GROUP.findall(pattern)]
-    rest = _GROUP.sub("()", pattern)
-    repetitions = len(re.findall(rf"{_ATOM}[*+?]", rest))
-    choices = repetitions + len(groups) + rest.count("|")
-    is_distinct = all(len(set(names)) == len(names) for names in groups)
-    is_small = repetitions <= _REPETITIONS and choices <= _CHOICES
-    return is_distinct and is_small and _QUICK.fullmatch(rest) is not None
+    alternatives = _GROUP.sub("()", pattern).split("|")
+    if len(alternatives) > _ALTERNATIVES or any(len(set(names)) < len(names) for names in groups):
+        return False
+    for alternative in alternatives:
+        repetitions = len(re.findall(rf"{_ATOM}[*+?]", alternative))
+        is_small = repetitions <= _REPETITIONS and repetitions + alternative.count("()") <= _CHOICES
+        if not is_small or _QUICK.fullmatch(alternative) is None:
+            return False
+    return True
 
 
 def _is_names(value: Any) -> bool:
