@@ -173,8 +173,8 @@ BROKEN = {
     "no shape": (safetensors({"a": {**ENTRY, "shape": None}}, b"1234"), "'shape' must be a list whose entries are"),
     "a shape of text": (safetensors({"a": {**ENTRY, "shape": ["1"]}}, b"1234"), "'shape' must be a list"),
     "a number as dtype": (safetensors({"a": {**ENTRY, "dtype": 3}}, b"1234"), "'dtype' must be text"),
-    "a byte too few": (safetensors({"a": ENTRY}, b"123"), "it was cut short or changed"),
-    "a byte too many": (safetensors({"a": ENTRY}, b"12345"), "it was cut short or changed"),
+    "a byte too few": (safetensors({"a": ENTRY}, b"123"), "truncated or damaged: download it again"),
+    "a byte too many": (safetensors({"a": ENTRY}, b"12345"), "truncated or damaged: download it again"),
     "a name twice": (safetensors(b'{"a": 1, "a": 2}'), "'a' stands in it twice"),
 }
 

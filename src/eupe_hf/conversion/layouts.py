@@ -19,6 +19,7 @@ import torch
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe import EupeModel
 from eupe_hf.models.modeling_eupe_vit import rotary_periods
+from eupe_hf.models.reading_eupe import CheckpointError
 from eupe_hf.variants import VARIANTS, Variant, variant_config
 
 
@@ -39,10 +40,6 @@ _STRANGERS = (
 )
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is not what it should be. The message names the key or file and says what to do."""
-
-
 # Every block has one of these keys, so a checkpoint is recognised even if a few are missing.
 _SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
     (r"blocks\.(\d+)\.attn\.qkv\.bias_mask", "raw", "vit"),
@@ -61,7 +58,7 @@ def recognise(state: Mapping[str, torch.Tensor]) -> tuple[Layout, Variant | None
     """Recognise a state dict by its tensors.
 
     Args:
-        state: Tensors by name, see `checkpoints.read_state_dict`.
+        state: Tensors by name, see `tensor_files.read_state_dict`.
 
     Returns:
         The layout, and which of the six models it is; `None` for an encoder of another size.

@@ -16,9 +16,11 @@ import torch
 
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
+from eupe_hf.models.reading_eupe import CheckpointError
 
-from .checkpoints import Checkpoint, Finish, read_state_dict, save_tensors, strip_prefixes
-from .layouts import CheckpointError, StateDict, check_tensors
+from .checkpoints import Checkpoint, Finish, save_tensors
+from .layouts import StateDict, check_tensors
+from .tensor_files import read_state_dict, strip_prefixes
 
 
 _COUNT = "num_batches_tracked"

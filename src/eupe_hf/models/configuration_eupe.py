@@ -21,7 +21,7 @@ WEIGHTS_LICENSE = {
     "license_link": "https://github.com/facebookresearch/EUPE/blob/main/LICENSE.md",
 }
 # The defaults of each family: EUPE ViT-S and EUPE ConvNeXt-T.
-_DEFAULTS: dict[str, dict[str, Any]] = {
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {
         "patch_size": 16, "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
         "num_register_tokens": 4, "rope_theta": 100.0, "layer_norm_eps": 1e-5, "layerscale_value": 1e-5,
@@ -42,6 +42,13 @@ _OF_THE_OTHER = {
 
 # They belong to the folder that a configuration was read from, not to an encoder inside another model.
 FOLDER_FIELDS = ("auto_map", "architectures", "transformers_version", "_name_or_path")
+
+# What no encoder has, and would take all memory or time before anything else could refuse it.
+_MOST = {
+    "num_labels": 1_000_000, "num_hidden_layers": 1000, "depths": 1000,
+    **dict.fromkeys(("hidden_size", "intermediate_size", "hidden_sizes", "num_register_tokens", "num_channels",
+                     "patch_size", "image_size", "detection_hidden_size", "num_depth_bins"), 65_536),
+}  # fmt: skip
 
 _STEM_STRIDE = 4  # of the ConvNeXts; each later stage halves the side once more
 
@@ -163,9 +170,10 @@ class EupeConfig(EupeNamesMixin, BackboneConfigMixin, PreTrainedConfig):
                 other = "ConvNeXt" if self.backbone_type == "vit" else "ViT"
                 found = f"backbone_type is {self.backbone_type!r}"
                 raise ValueError(f"{name} describes a {other}; {found}: leave {name} out.")
-        for name, value in _DEFAULTS[self.backbone_type].items():
+        for name, value in FAMILY_DEFAULTS[self.backbone_type].items():
             if getattr(self, name) is None:
                 setattr(self, name, copy.copy(value))
+        self._check_bounds(kwargs.get("num_labels"))
         if self.backbone_type == "vit":
             if self.intermediate_size is None:
                 self.intermediate_size = 4 * self.hidden_size
@@ -179,6 +187,13 @@ class EupeConfig(EupeNamesMixin, BackboneConfigMixin, PreTrainedConfig):
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         super().__post_init__(**kwargs)
+
+    def _check_bounds(self, num_labels: Any) -> None:
+        for name, most in _MOST.items():  # before lists of such lengths are made
+            given = num_labels if name == "num_labels" else getattr(self, name)
+            values = given if isinstance(given, list) else [given]
+            if len(values) > 1000 or any(isinstance(value, int) and value > most for value in values):
+                raise ValueError(f"{name} must be at most {most:,}, got {str(given)[:80]}.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -5,12 +5,14 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from torch import nn
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
 
+from .configuration_eupe_sizes import check_folder
 from .modeling_eupe_adapter import Adapter
 from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
 from .reading_eupe_adapter import FAULTS
@@ -48,7 +50,7 @@ class EupeLoadingMixin(EupeWeightsMixin):
                 float8 numbers, or values that are not finite, as far as it is loaded into memory. Or
                 `device_map` puts a new head, or the base of an adapter, on the disk. Or an adapter was trained on
                 another class or architecture, its file is damaged, or a part of the model is neither in it nor in its
-                base.
+                base. Or the configuration has other sizes than the weights.
         """
         load: Any = cls._load
         return EupeNamesMixin.load_by_name(load, pretrained_model_name_or_path, *args, **kwargs)
@@ -62,6 +64,8 @@ class EupeLoadingMixin(EupeWeightsMixin):
         if adapter is not None:
             return cls._from_adapter(adapter, source, *args, **kwargs)
         output_loading_info = kwargs.pop("output_loading_info", False)
+        if source is not None and Path(source, kwargs.get("subfolder") or "").is_dir():
+            check_folder(Path(source, kwargs.get("subfolder") or ""))
         parent: Any = super()
         with _held_load_report(), as_damaged(source):
             model, info = parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)

@@ -176,6 +176,14 @@ def file_beside(name: str, path: str | os.PathLike) -> Path:
     return Path(path).parent / name
 
 
+def damaged(path: Path, size: int) -> CheckpointError:
+    """The error for a file of weights with this many bytes that ends too early or was changed."""
+    return CheckpointError(
+        f"{path} ({size:,} bytes) cannot be read as a {path.suffix or 'torch'} checkpoint. It is probably truncated "
+        "or damaged: download it again."
+    )
+
+
 def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
     """Read the names, dtypes and shapes of the tensors in a safetensors file, without the tensors.
 
@@ -188,10 +196,7 @@ def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
     content, size = _read_bytes(path, 0, 8)
     length = int.from_bytes(content, "little")
     if len(content) < 8 or length > size - 8:
-        raise CheckpointError(
-            f"{path} ({size:,} bytes) cannot be read as a safetensors file. It is probably truncated or damaged: "
-            "download it again."
-        )
+        raise damaged(path, size)
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path} has a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read.")
     header = _parse_object(_read_bytes(path, 8, length)[0], path)
@@ -204,8 +209,5 @@ def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
         tensors[name] = StoredTensor(get_field(entry, "dtype", str, path, required=True), tuple(shape))
         end = max(end, *offsets, 0)
     if 8 + length + end != size:
-        raise CheckpointError(
-            f"{path} has {size:,} bytes, and its header describes {8 + length + end:,}: it was cut short or changed. "
-            "Download it again."
-        )
+        raise damaged(path, size)
     return tensors
