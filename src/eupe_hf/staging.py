@@ -142,9 +142,9 @@ def staged_folder(path: str | os.PathLike, check: Callable[[Path], None]) -> Ite
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{path} is a file; give a folder for the converted model.")
         if path.is_dir():
+            check(path)
             if path.samefile(os.curdir):
                 raise FileExistsError(f"{path} is the working directory: give a folder in it.")
-            check(path)
 
     with scratch_folder(path, check_place) as scratch:
         new, old = scratch / "new", scratch / "old" / path.name

@@ -7,22 +7,25 @@ old content, or nothing.
 
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe import EupeModel, EupePreTrainedModel
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
-from eupe_hf.models.reading_eupe import CheckpointError, read_json
+from eupe_hf.models.reading_eupe import CheckpointError, get_field, read_json
 from eupe_hf.staging import staged_file, staged_folder
 from eupe_hf.variants import VARIANTS, Variant, get_variant, variant_config
 
-from .configurations import DINOV3_TYPES, check_dinov3_config, config_beside, difference_to, dinov3_config
+from .configurations import DINOV3_TYPES, check_dinov3_config, config_file, difference_to, dinov3_config, read_config
 from .layouts import Layout, StateDict, describe, from_eupe, recognise, to_eupe
 from .tensor_files import ENCODER_PREFIX, read_state_dict
 
@@ -44,6 +47,7 @@ class Checkpoint:
         projectors: The distillation adapters, by their raw names.
         head: The head, by its names in the task model ("head.linear.conv.weight").
         task: Set by `upstream_heads.load_head`: encoder and head form the model of this task. `None` for an encoder.
+        difference: In what an encoder of a published model's size is not that model.
     """
 
     state: StateDict
@@ -53,6 +57,7 @@ class Checkpoint:
     projectors: StateDict
     head: StateDict = field(default_factory=dict)
     task: str | None = None
+    difference: str | None = None
 
     @property
     def model_class(self) -> type[EupePreTrainedModel]:
@@ -100,7 +105,7 @@ def load_checkpoint(
     layout, published = recognise(state)
     if config is None:
         wanted = published if variant is None else get_variant(variant)
-        config = config_beside(path, state) if layout == "eupe" else None
+        config = read_config(config_file(path), state) if layout == "eupe" else None
         # A damaged checkpoint (`published` is None) without a configuration passes: `to_eupe` names its bad keys.
         if wanted is not None and wanted is not published and (published is not None or config is not None):
             found = f"{published.name}, " if published is not None else ""
@@ -116,11 +121,13 @@ def load_checkpoint(
     if layout == "dinov3":
         check_dinov3_config(path, config)
     ours, config = to_eupe(state, config, layout)
-    if published is not None and (difference := difference_to(published, config)):
+    difference = difference_to(published, config) if published is not None else None
+    if published is not None and difference is not None:
         if variant is not None:
             raise CheckpointError(f"{path} is not {published.name}: {difference}.")
+        difference = f"of the size of {published.name}, but {difference}"
         published = None
-    return Checkpoint(ours, config, layout, published, projectors, head)
+    return Checkpoint(ours, config, layout, published, projectors, head, difference=difference)
 
 
 def _split_head(state: StateDict) -> tuple[StateDict, StateDict]:
@@ -139,19 +146,56 @@ _OWN_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
     r"|\w+_eupe\w*\.py"
 )
+# What people change by hand. The rest is made from the weights, or code.
+_EDITABLE = ("README.md", IMAGE_PROCESSOR_NAME)
 _OWN_MODELS = (EupeConfig.model_type, *DINOV3_TYPES)
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but one model as it is written here."""
+    """Refuse to replace a folder that holds anything but one model as it is written here, and unchanged."""
     entries = sorted(entry.name for entry in folder.iterdir())
-    config = read_json(folder / CONFIG_NAME) if CONFIG_NAME in entries else {}
-    ours = config.get("model_type") in _OWN_MODELS
+    file = folder / CONFIG_NAME
+    found = get_field(read_json(file), "model_type", str, file) if CONFIG_NAME in entries else None
+    ours = found in _OWN_MODELS
     foreign = [name for name in entries if not ours or not _OWN_FILES.fullmatch(name)]
     if foreign:
         raise FileExistsError(
             f"{folder} holds other files ({', '.join(foreign[:3])}), which would be lost: give a new or empty folder."
         )
+    if edited := [name for name in _EDITABLE if name in entries and not _is_as_written(folder / name)]:
+        raise FileExistsError(
+            f"{folder / edited[0]} was changed after it was written, and would be lost: move it away, or give a "
+            "new or empty folder."
+        )
+
+
+def _is_as_written(file: Path) -> bool:
+    """Whether a card or the configuration of an image processor is what `save_pretrained` writes beside this model."""
+    config = read_config(file.parent / CONFIG_NAME)
+    if config is None:  # of the DINOv3 layout, which has neither
+        return False
+    names = {task_model.__name__: task_model for task_model in TASK_MODELS.values()}
+    model_class: type[EupePreTrainedModel] = names.get(next(iter(config.architectures or []), ""), EupeModel)
+    with torch.device("meta"):
+        model = model_class(config)
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if file.name == IMAGE_PROCESSOR_NAME:
+        return text == model._default_processor().to_json_string()
+    for name in ("", *(variant.repo_id for variant in VARIANTS.values())):  # the card alone says what it came from
+        config.name_or_path = name
+        if text == str(model._new_card()):
+            return True
+    return False
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turn what safetensors and torch raise on a full disk into an `OSError` that says how full it is."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        why, free = str(error).strip().splitlines()[0], shutil.disk_usage(output.absolute().parent).free
+        raise OSError(f"{output} could not be written ({why}). {free:,} bytes are free on its disk.") from error
 
 
 def save_model_folder(checkpoint: Checkpoint, output: str | os.PathLike, finish: Finish | None = None) -> Path:
@@ -163,11 +207,14 @@ def save_model_folder(checkpoint: Checkpoint, output: str | os.PathLike, finish:
         finish: Called with the unfinished folder.
 
     Raises:
-        FileExistsError: `output` is a file, or a folder with other files in it.
+        FileExistsError: `output` is a file, or a folder with other files in it, or with a card or processor that was
+            changed by hand.
+        OSError: The disk is full, for example.
     """
     output = Path(output)
     with staged_folder(output, _check_replaceable) as folder:
-        checkpoint.build_model().save_pretrained(folder)
+        with _writing(output):
+            checkpoint.build_model().save_pretrained(folder)
         if finish:
             finish(folder)
     return output
@@ -197,7 +244,8 @@ def save_layout(
         return save_tensors({**tensors, **checkpoint.projectors}, output, finish=finish)
     with staged_folder(output, _check_replaceable) as folder:
         dinov3_config(checkpoint.config).save_pretrained(folder)
-        save_file({k: t.contiguous() for k, t in tensors.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
+        with _writing(output):
+            save_file({k: t.contiguous() for k, t in tensors.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
         if finish:
             finish(folder)
     return output
@@ -209,12 +257,13 @@ def save_tensors(
     """Write tensors as `.safetensors`, or in torch's format, there under the key `container`. Returns `output`."""
     output = Path(output)
     with staged_file(output) as file:
-        if output.suffix == ".safetensors":
-            save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)
-        else:
-            # clones: a view would drag its whole storage into the file
-            tensors = {key: tensor.clone() for key, tensor in state.items()}
-            torch.save({container: tensors} if container else tensors, file)
+        with _writing(output):
+            if output.suffix == ".safetensors":
+                save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)
+            else:
+                # clones: a view would drag its whole storage into the file
+                tensors = {key: tensor.clone() for key, tensor in state.items()}
+                torch.save({container: tensors} if container else tensors, file)
         if finish:
             finish(file)
     return output

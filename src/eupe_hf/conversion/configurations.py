@@ -41,18 +41,17 @@ def config_file(path: Path) -> Path:
     return (path if path.is_dir() else path.parent) / CONFIG_NAME
 
 
-def config_beside(path: Path, state: StateDict) -> EupeConfig | None:
-    """The configuration beside weights in this package's layout; `None` if there is none.
+def read_config(file: Path, state: StateDict | None = None) -> EupeConfig | None:
+    """Read the configuration of an encoder or task model; `None` if there is none, or that of another model.
 
     Args:
-        path: The checkpoint.
-        state: Its encoder's tensors, by their names in `EupeModel`.
+        file: The `config.json`.
+        state: Tensors of the encoder beside it, by their names in `EupeModel`, to check its sizes against.
 
     Raises:
         CheckpointError: It is damaged, describes no encoder or another one than the weights, or says that they are
             quantized. The message names the field.
     """
-    file = config_file(path)
     values = read_json(file) if file.is_file() else {}
     if get_field(values, "model_type", str, file) != EupeConfig.model_type:
         return None
@@ -64,7 +63,8 @@ def config_beside(path: Path, state: StateDict) -> EupeConfig | None:
     for name, kind in _LABELS.items():
         get_field(values, name, kind, file)
     kept = {name: value for name, value in values.items() if name in _DECLARED or name in _LABELS}
-    check_sizes(kept, {key: tuple(tensor.shape) for key, tensor in state.items()}, file)
+    if state is not None:
+        check_sizes(kept, {key: tuple(tensor.shape) for key, tensor in state.items()}, file)
     try:
         return EupeConfig(**kept)
     except (StrictDataclassError, ValueError, TypeError) as error:

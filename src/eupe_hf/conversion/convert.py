@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from eupe_hf.loading import pick_device
-from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE
+from eupe_hf.models.configuration_eupe import FOLDER_FIELDS, WEIGHTS_LICENSE, EupeConfig
+from eupe_hf.models.reading_eupe import check_path
 
 from .checkpoints import PROJECTOR_FILE, Checkpoint, load_checkpoint, save_layout, save_model_folder, save_tensors
 from .layouts import Layout, StateDict
@@ -105,7 +106,7 @@ def check_head_options(head: str | os.PathLike | None, task: str | None, layers:
 
 
 def _check_output(checkpoint: str | os.PathLike, output: str | os.PathLike, layout: Layout) -> None:
-    read, written = Path(checkpoint).resolve(), Path(output).resolve()
+    read, written = (Path(os.path.realpath(path)) for path in (checkpoint, check_path(output)))
     if read.is_relative_to(written) or (written.exists() and written.is_relative_to(read)):
         raise ValueError(f"{output} is part of the checkpoint itself, which is never replaced: give another output.")
     if layout != "raw" and Path(output).suffix in _FILE_SUFFIXES:
@@ -147,7 +148,8 @@ def convert_checkpoint(
     check_head_options(head, task, layers)
     _check_output(checkpoint, output, "eupe")
     source = load_checkpoint(checkpoint, variant)
-    name = source.variant.name if source.variant is not None else "an encoder of another size than the six"
+    other = source.difference or "of another size than the six"
+    name = source.variant.name if source.variant is not None else f"an encoder {other}"
     notes = [f"Read {checkpoint}: {name}, layout {source.layout}."]
     if head and task:
         source = load_head(head, task, source, layers)
@@ -163,7 +165,10 @@ def convert_checkpoint(
     def finish(folder: Path) -> None:
         if keep_projectors and source.projectors:
             save_tensors(source.projectors, folder / PROJECTOR_FILE)
-        done.prove(source.model_state, source.model_class.from_pretrained(folder, dtype="auto").state_dict())
+        model = source.model_class.from_pretrained(folder, dtype="auto")
+        done.prove(source.model_state, model.state_dict())
+        if (field := _first_difference(source.config, model.config)) is not None:
+            raise ValueError(f"{output} would not keep the setting {field!r} of {checkpoint}: nothing was written.")
 
     save_model_folder(source, output, finish)
     notes.append(_compared(done.rows))
@@ -173,6 +178,13 @@ def convert_checkpoint(
         notes.append(f"{len(source.projectors)} tensors of the distillation adapters: {action}.")
     notes.append(f"The weights are under the {WEIGHTS_LICENSE['license_name']}: {WEIGHTS_LICENSE['license_link']}")
     return done
+
+
+def _first_difference(config: EupeConfig, saved: EupeConfig) -> str | None:
+    """The first field in which a configuration did not survive its way to the disk."""
+    before, after = (one.to_dict() for one in (config, saved))
+    names = sorted({*before, *after} - {*FOLDER_FIELDS, "dtype"})
+    return next((name for name in names if before.get(name) != after.get(name)), None)
 
 
 def _layers(source: Checkpoint) -> list[int]:

@@ -41,7 +41,7 @@ def describe(path: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     return {
         "kind": (fields.get("architectures") or ["encoder"])[0],
-        "model": checkpoint.variant.name if checkpoint.variant is not None else "not one of the six published sizes",
+        "model": checkpoint.variant.name if checkpoint.variant is not None else "not one of the six published models",
         "layout": checkpoint.layout,
         "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()}),
