@@ -60,7 +60,8 @@ def check_sizes(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     family = get_field(values, "backbone_type", str, path) or "vit"
     if family not in FAMILY_DEFAULTS:
         raise CheckpointError(f"{path}: 'backbone_type' must be {' or '.join(FAMILY_DEFAULTS)}, got {family[:40]!r}.")
-    stated = {**FAMILY_DEFAULTS[family], **{name: value for name, value in values.items() if value is not None}}
+    defaults = {"num_channels": EupeConfig.num_channels, **FAMILY_DEFAULTS[family]}
+    stated = {**defaults, **{name: value for name, value in values.items() if value is not None}}
     sizes = _sizes(family, shapes)
     if values.get("quantization_config") is not None:  # such tensors are packed, in shapes of their own
         sizes.pop("intermediate_size", None)

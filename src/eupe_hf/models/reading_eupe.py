@@ -60,10 +60,9 @@ def check_path(path: str | os.PathLike) -> Path:
     try:
         os.fspath(path).encode("utf-8")
     except UnicodeEncodeError as error:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        shown = os.fsencode(path).decode("ascii", "backslashreplace")
         raise CheckpointError(
-            f"{ascii(shown)[1:-1]} cannot be used: its bytes are not UTF-8, or the locale is not. Rename it, or set "
-            "PYTHONUTF8=1."
+            f"{shown} cannot be used: its bytes are not UTF-8, or the locale is not. Rename it, or set PYTHONUTF8=1."
         ) from error
     return Path(path)
 
