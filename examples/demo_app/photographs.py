@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from eupe_hf import EupeImageProcessor
+from eupe_hf.models.image_processing_eupe_reading import decode_image, read_pixels
 from eupe_hf.visualization import read_photograph
 
 
@@ -48,14 +49,13 @@ def open_photograph(path: Path) -> Photograph:
 
 def _pixels(path: Path) -> torch.Tensor:
     try:
-        with Image.open(path) as file:
-            is_small_enough = file.width * file.height <= MAX_MEGAPIXELS * 1_000_000
+        image = decode_image(str(path))
+        is_small_enough = image.width * image.height <= MAX_MEGAPIXELS * 1_000_000
+    except ValueError as error:
+        is_small_enough = "decompression bomb" not in str(error)  # Pillow's own limit
         if is_small_enough:
-            return EupeImageProcessor().process_image(path)
-    except Image.DecompressionBombError:  # Pillow's own limit
-        pass
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"{path.name} can't be read: it is damaged or not an image. Choose an intact JPEG, PNG or WebP file."
-        ) from error
-    raise ValueError(f"{path.name} has more than {MAX_MEGAPIXELS} million pixels: choose a smaller image.")
+            message = "it is damaged or not an image. Choose an intact JPEG, PNG or WebP file."
+            raise ValueError(f"{path.name} can't be read: {message}") from error
+    if not is_small_enough:
+        raise ValueError(f"{path.name} has more than {MAX_MEGAPIXELS} million pixels: choose a smaller image.")
+    return read_pixels(image, path.name)

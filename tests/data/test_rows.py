@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from eupe_hf.data.checks import check_map_size, readable, skip
 from eupe_hf.data.rows import Classes, Rows, UnreadableError, image_size, read_image, row_name
@@ -127,6 +127,44 @@ def test_maps_of_every_number_type_can_be_computed_with(kind: str) -> None:
     values = np.array([[0, 1], [1, 100]]).astype(kind)
     (found,) = Rows([{"x": encoded(values, "NPY")}], {"label": "x"})[0]
     assert found.tolist() == values.tolist() and found.max() == values.max() and found[found != 1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("github://org:repo@main/a.png", "github:// is not among hf, http, https, tar, zip"),
+        ("file:///etc/hostname", "file:// is not among"),
+        ("zip://a.png::sftp://host/b.zip", "sftp:// is not among"),
+        ("hf://datasets/me/pictures/a.png", "it is on the network, and HF_HUB_OFFLINE is set"),
+        ("https://example.org/a.png", "it is on the network, and HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_files_elsewhere_have_a_short_list_of_protocols(
+    path: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eupe_hf.data.rows.is_offline_mode", lambda: True)
+    with pytest.raises(UnreadableError, match=rf"Row 0, 'x' \(.*\) cannot be read: {words}"):
+        Rows([{"x": {"bytes": None, "path": path}}], {"image": "x"})[0]
+
+
+def test_pictures_out_of_range_are_named_and_maps_are_read() -> None:
+    metres = np.full((4, 4), 4000, dtype=np.float32)
+    cell = encoded(metres, "TIFF")
+    with pytest.raises(
+        UnreadableError, match=r"Row 0, 'x' \(map\.tiff\) \(torch\.float32\) has values from 4000 to 4000"
+    ):
+        Rows([{"x": cell}], {"image": "x"})[0]
+    assert Rows([{"x": cell}], {"label": "x"})[0][0].tolist() == metres.tolist()
+    assert Rows([{"x": encoded(metres / 4000, "TIFF")}], {"image": "x"})[0][0].mode == "F"
+
+
+def test_whatever_a_decoder_raises_is_an_unreadable_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> None:
+        raise IndexError("tile")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(UnreadableError, match=r"Row 0, 'x' \(map\.png\) cannot be read: IndexError: tile"):
+        Rows([{"x": encoded(np.zeros((4, 4), np.uint8))}], {"image": "x"})[0]
 
 
 def test_cells_that_are_not_images_are_named() -> None:

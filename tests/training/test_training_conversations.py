@@ -2,6 +2,7 @@
 """Conversations to train on: one batch whatever the format, labels on answers alone, faults found before the start."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,12 @@ def test_all_formats_give_the_same_batches(
     folder: Path, processor: EupeLlavaProcessor, tmp_path: Path, form: str
 ) -> None:
     llava = load_conversations(ConversationArguments(str(folder / "pictures" / "conversations.json")), processor)
-    other = load_conversations(ConversationArguments(same_conversations(folder, form, tmp_path)), processor)
+    arguments = ConversationArguments(same_conversations(folder, form, tmp_path))
+    if form == "parts":  # holds absolute paths
+        with pytest.raises(ValueError, match=r"None of 8 rows .* is not a file below"):
+            load_conversations(arguments, processor)
+        arguments.image_folder = str(folder)
+    other = load_conversations(arguments, processor)
     assert other.lengths == llava.lengths and len(other.train) == 8
     collate = ConversationCollator(processor)
     expected, found = (collate([data.train[i] for i in range(8)]) for data in (llava, other))
@@ -243,6 +249,19 @@ FAULTS = {
 }
 
 
+FAULTS |= {
+    f"{path} as an image": (asked("<image>", "2", image=path), f"{path!r} is not a file below ")
+    for path in ("/etc/hostname", "../0.png", "pictures/../../0.png", "file:///../../../etc/hostname")
+}
+FAULTS |= {
+    "address as an image": (asked("<image>", "2", image="github://org:repo@main/a.png"), "is not a file below "),
+    "object as an image": (
+        asked("<image>", "2", image={"bytes": None, "path": "/etc/hostname"}),
+        "is not a file below ",
+    ),
+}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faulty_conversations_are_named_and_skipped_or_refused(
     folder: Path, processor: EupeLlavaProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
@@ -274,6 +293,37 @@ def test_json_lines_are_conversations_too(folder: Path, processor: EupeLlavaProc
     data = load_conversations(ConversationArguments(str(tmp_path / "data.jsonl")), processor)
     same = load_conversations(ConversationArguments(written(tmp_path / "data.json", records)), processor)
     assert data.lengths == same.lengths and len(data.train) == 2
+
+
+def test_only_regular_files_are_images(processor: EupeLlavaProcessor, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer
+    path = written(tmp_path / "data.json", [asked("<image>", "2", image="pipe.png")])
+    with pytest.raises(ValueError, match=r"pipe\.png\) cannot be read: not a regular file"):
+        load_conversations(ConversationArguments(path), processor)
+
+
+def test_pictures_with_malformed_metadata_and_turned_ones_are_measured(
+    processor: EupeLlavaProcessor, tmp_path: Path
+) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, exif in (("a.png", b"garbage!"), ("b.png", turned)):
+        Image.new("RGB", (64, 128)).save(tmp_path / name, exif=exif)
+    processor.image_processor.do_resize = False
+    path = written(tmp_path / "data.json", [asked("<image>", "2", image=name) for name in ("a.png", "b.png")])
+    data = load_conversations(ConversationArguments(path), processor)
+    sizes = [tuple(ConversationCollator(processor)([row])["pixel_values"].shape[-2:]) for row in data.train]
+    assert sizes == [(128, 64), (64, 128)] and data.lengths[0] == data.lengths[1]
+
+
+def test_links_lead_where_their_owner_put_them(processor: EupeLlavaProcessor, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    absolute = str(tmp_path / "data" / "linked" / "a.png")
+    path = written(tmp_path / "data" / "a.json", [asked("<image>", "2", image=i) for i in ("linked/a.png", absolute)])
+    assert len(load_conversations(ConversationArguments(path, strict=True), processor).train) == 2
 
 
 def test_what_is_not_a_data_set_is_refused(processor: EupeLlavaProcessor, tmp_path: Path) -> None:

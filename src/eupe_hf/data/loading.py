@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eupe_hf.extras import require
 
 from .options import DataArguments
+from .rows import file_below
 
 
 _TOLD = 300  # characters of another library's message
@@ -92,10 +94,11 @@ def load_split(
         limit: Take this many rows, evenly spaced, so that a data set sorted by class keeps all its classes; of a
             stream take the first.
         streaming: Give a `datasets.IterableDataset` instead of a `datasets.Dataset`.
-        image_folder: Where the images are if a column holds paths.
+        image_folder: Where the images are if a column holds paths, which must not lead out of it; by default the
+            working directory, or the folder of the data set for absolute paths. The column may also hold URLs.
 
     Raises:
-        ValueError: The data set, the split or a column was not found, or the split is empty.
+        ValueError: The data set, the split or a column was not found, the split is empty, or a path leads elsewhere.
     """
     datasets = require("datasets")
     with _naming(dataset):
@@ -108,9 +111,12 @@ def load_split(
                 f"{', '.join(data.column_names)}.{hint}"
             )
         is_path = "image" in key and getattr(data.features[column], "dtype", None) in ("string", "large_string")
-        if is_path and image_folder is not None:
-            data = data.map(lambda row, name=column: {name: row[name] and str(Path(image_folder) / row[name])})
-        if is_path or isinstance(data.features[column], datasets.Image):
+        if is_path:
+            own = [Path(), Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent]
+            place = partial(_placed, column=column, folders=own if image_folder is None else [Path(image_folder)])
+            features = datasets.Features({**data.features, column: datasets.Image(decode=False)})
+            data = data.map(place, with_indices=True, input_columns=column, features=features)
+        elif isinstance(data.features[column], datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
     if streaming:
         return data if limit is None else data.take(limit)
@@ -134,6 +140,16 @@ def _open(dataset: str, split: str, config: str | None, streaming: bool) -> Any:
     files = {} if kind is None else {"data_files": {split: dataset}}
     data = require("datasets").load_dataset(kind or dataset, config, split=split, streaming=streaming, **files)
     return data._resolve_features() if streaming else data  # reads a row if nothing else names the columns
+
+
+def _placed(name: str | None, row: int, column: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """The cell of a row that names a file as `datasets` has images; URLs are not changed."""
+    if not name:
+        return {column: None}
+    try:
+        return {column: {"bytes": None, "path": name if "://" in name else file_below(name, *folders)}}
+    except ValueError as error:
+        raise ValueError(f"Row {row}, {column!r}: {error}") from error
 
 
 def _is_saved(dataset: str) -> bool:

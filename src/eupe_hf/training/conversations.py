@@ -4,7 +4,6 @@
 Needs `pip install 'eupe-hf[train]'`.
 """
 
-import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from transformers.utils import logging
 
 from eupe_hf.data.checks import readable, skip
 from eupe_hf.data.loading import evenly, load_split, read_json
-from eupe_hf.data.rows import UnreadableError, image_size, read_image
+from eupe_hf.data.rows import UnreadableError, file_below, image_size, read_image
 from eupe_hf.data.splits import hold_out
 from eupe_hf.evaluation.results import EvaluationResult
 from eupe_hf.extras import require
@@ -63,7 +62,7 @@ class Conversations(Dataset):
         data: Records: `messages` with `role` and `content`, which is a string or a list of parts of the types "text"
             and "image"; or LLaVA's `conversations` with `from` and `value`. `images` or `image`, one or several, as
             `datasets` has them undecoded, or as paths.
-        folder: Where images given by path lie.
+        folder: Where images given by path lie. A path that leads out of it is a fault of the conversation.
         image_token: What stands for an image in a string.
         decode: Open the images.
         rows: Numbers of the records, by default all.
@@ -94,7 +93,7 @@ class Conversations(Dataset):
         record = self.data[self.rows[row]]
         try:
             messages = _messages(record, self.image_token)
-            images = _images(record, self.folder)
+            images = _images(record, self.folder, is_json=isinstance(self.data, list))
             _check(messages, len(images))
         except ValueError as error:
             raise UnreadableError(f"R{self.name(row)[1:]}: {error}") from error
@@ -156,25 +155,17 @@ def _parts(content: Any, said: str, image_token: str) -> list[dict[str, Any]]:
     return sorted(parts, key=lambda part: part["type"] == "text") if len(pieces) == 2 else parts
 
 
-def _images(record: Mapping[str, Any], folder: Path) -> list[Any]:
+def _images(record: Mapping[str, Any], folder: Path, is_json: bool) -> list[Any]:
+    """Images as `read_image` takes them. In JSON they are names of files, whatever else it says."""
     given = record.get("images") if record.get("images") is not None else record.get("image")
     images = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
     if wrong := [image for image in images if not isinstance(image, (str, dict))]:
         raise ValueError(
             f"an image must be a path, or an object with 'bytes' or 'path', got {reprlib.repr(wrong[0])}."
         )
-    return [{"bytes": None, "path": _below(image, folder)} if isinstance(image, str) else image for image in images]
-
-
-def _below(name: str, folder: Path) -> str:
-    """The path of an image that a record names: below the folder, if there is one, and never an address."""
-    root = os.path.normpath(folder.absolute())
-    is_inside = folder == Path() or Path(os.path.normpath(Path(root, name))).is_relative_to(root)
-    if "://" in name or not is_inside:
-        raise ValueError(
-            f"the image {name[:80]!r} is not a file below {folder.absolute()}, and is not opened: give --image_folder."
-        )
-    return str(folder / name)
+    if is_json:
+        images = [image.get("path", image) if isinstance(image, dict) else image for image in images]
+    return [{"bytes": None, "path": file_below(i, folder)} if isinstance(i, str) else i for i in images]
 
 
 def _check(messages: list[dict[str, Any]], images: int) -> None:
