@@ -21,6 +21,7 @@ import torch
 from conftest import ROOT
 from huggingface_hub import SpaceCard
 from modeling_common import tiny_config
+from odd_pictures import BAD, GOOD
 from PIL import Image
 from test_examples import PHOTO
 
@@ -116,6 +117,17 @@ def test_photographs_are_read_upright_and_in_full(tmp_path: Path) -> None:
     assert open_photograph(tmp_path / "pixel.png").picture.getcolors() == [(512 * 512, (255, 0, 0))]
     Image.new("RGB", (3000, 1)).save(tmp_path / "line.png")
     assert open_photograph(tmp_path / "line.png").picture.size == (512, 32)
+
+
+@pytest.mark.parametrize("name", GOOD | BAD)
+def test_pictures_as_real_files_are_are_shown_or_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes((GOOD | BAD)[name])
+    if name in BAD:
+        with pytest.raises(ValueError, match=rf"^{name} (can't be read: it is damaged|.* has values from 0 to 4080)"):
+            open_photograph(tmp_path / name)
+        return
+    picture = open_photograph(tmp_path / name).picture
+    assert picture.mode == "RGB" and max(picture.size) == 512
 
 
 def test_what_cannot_be_shown_gets_a_one_line_message(tmp_path: Path) -> None:

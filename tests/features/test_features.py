@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, fill_shared_memory, tiny_config
+from odd_pictures import BAD, GOOD
 from PIL import Image
 
 from eupe_hf import EupeImageProcessorPil, EupeModel
@@ -55,6 +56,20 @@ def test_file_holds_the_features_of_every_readable_image(folder: Path, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"images", "out.parquet"}
     again = save_features(model, processor, paths, tmp_path / "out.parquet", batch_size=2, num_workers=0)
     assert (again.count, again.resumed, again.skipped) == (6, 7, summary.skipped)
+
+
+def test_pictures_as_real_files_are_have_features_and_the_others_are_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, content in (GOOD | BAD).items():
+        (tmp_path / "images" / name).write_bytes(content)
+    model, processor = model_and_processor("vit")
+    summary = save_features(
+        model, processor, find_images([tmp_path / "images"]), tmp_path / "a.parquet", num_workers=0
+    )
+    assert {Path(path).name for path in read_features(tmp_path / "a.parquet").paths} == GOOD.keys()
+    assert {Path(path).name for path in summary.skipped} == BAD.keys()
+    for path, why in summary.skipped.items():
+        assert why.startswith(f"images[0] {path!r}") and "\n" not in why and len(why) < 300
 
 
 def test_stopped_run_goes_on_to_the_same_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """The VLM's processor: numbers of image tokens, assistant masks, saving, and its use in transformers."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -165,6 +166,43 @@ def test_pipeline_answers_by_path(tmp_path: Path, family: str) -> None:
     inputs = processor.apply_chat_template(ask("How many?", PHOTO), **options)
     generated = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert answers[0]["generated_text"] == processor.decode(generated[0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("key", ["image", "url", "path", "base64"])
+def test_images_in_conversations_come_in_every_form(key: str) -> None:
+    _, processor = make_vlm("vit")
+    text = base64.b64encode(PHOTO.read_bytes()).decode()
+    forms = {
+        "image": [f"data:image/jpeg;base64,{text}", text, PHOTO.as_uri(), PHOTO, Image.open(PHOTO)],
+        "url": [f"data:image/jpeg;base64,{text}", PHOTO.as_uri()],
+        "path": [str(PHOTO), PHOTO.as_uri()],
+        "base64": [text],
+    }
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected = processor.apply_chat_template(ask("What?", PHOTO), **options)
+    for given in forms[key]:
+        conversation = [
+            {"role": "user", "content": [{"type": "image", key: given}, {"type": "text", "text": "What?"}]}
+        ]
+        found = processor.apply_chat_template(conversation, **options)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for bad in ("data:image/png;base64,AAAA", "A" * 5000, "file:///nowhere.png", "github://org:repo@main/a.png"):
+        conversation = [{"role": "user", "content": [{"type": "image", key: bad}]}]
+        with pytest.raises(ValueError, match=r"^The image '.{1,70}' can't be read \("):
+            processor.apply_chat_template(conversation, **options)
+
+
+def test_pipeline_answers_about_images_in_text(tmp_path: Path) -> None:
+    model, processor = make_vlm("vit")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    ask_pipeline = pipeline("image-text-to-text", model=str(tmp_path))
+    text = base64.b64encode(PHOTO.read_bytes()).decode()
+    answers = [
+        ask_pipeline(text=ask("How many?", image), max_new_tokens=4, do_sample=False, return_full_text=False)
+        for image in (str(PHOTO), f"data:image/jpeg;base64,{text}", text, PHOTO.as_uri())
+    ]
+    assert all(answer[0]["generated_text"] == answers[0][0]["generated_text"] for answer in answers)
 
 
 ISOLATED = """

@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from drawn_counts import QUESTION, save_parts, save_pictures
+from odd_pictures import BAD, GOOD
 from PIL import Image
 
 from eupe_hf import EupeLlavaForConditionalGeneration, EupeLlavaProcessor
@@ -293,6 +294,18 @@ def test_json_lines_are_conversations_too(folder: Path, processor: EupeLlavaProc
     data = load_conversations(ConversationArguments(str(tmp_path / "data.jsonl")), processor)
     same = load_conversations(ConversationArguments(written(tmp_path / "data.json", records)), processor)
     assert data.lengths == same.lengths and len(data.train) == 2
+
+
+def test_every_picture_is_trained_on_or_named(
+    processor: EupeLlavaProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, content in (GOOD | BAD).items():
+        (tmp_path / name).write_bytes(content)
+    path = written(tmp_path / "data.json", [asked("<image>", "2", image=name) for name in GOOD | BAD])
+    data = load_conversations(ConversationArguments(path), processor)
+    assert len(data.train) == len(GOOD) and all(name in caplog.text for name in BAD)
+    batch = ConversationCollator(processor)([data.train[i] for i in range(len(GOOD))])
+    assert batch["pixel_values"].shape == (len(GOOD), 3, 64, 64) and bool(batch["pixel_values"].isfinite().all())
 
 
 def test_only_regular_files_are_images(processor: EupeLlavaProcessor, tmp_path: Path) -> None:

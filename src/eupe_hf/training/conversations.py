@@ -62,7 +62,8 @@ class Conversations(Dataset):
         data: Records: `messages` with `role` and `content`, which is a string or a list of parts of the types "text"
             and "image"; or LLaVA's `conversations` with `from` and `value`. `images` or `image`, one or several, as
             `datasets` has them undecoded, or as paths.
-        folder: Where images given by path lie. A path that leads out of it is a fault of the conversation.
+        folder: Where images given by path lie. A path that leads out of it is a fault of the conversation. By default
+            the working directory, and objects have the paths that `datasets` gave them.
         image_token: What stands for an image in a string.
         decode: Open the images.
         rows: Numbers of the records, by default all.
@@ -93,7 +94,7 @@ class Conversations(Dataset):
         record = self.data[self.rows[row]]
         try:
             messages = _messages(record, self.image_token)
-            images = _images(record, self.folder, is_json=isinstance(self.data, list))
+            images = _images(record, self.folder)
             _check(messages, len(images))
         except ValueError as error:
             raise UnreadableError(f"R{self.name(row)[1:]}: {error}") from error
@@ -155,17 +156,23 @@ def _parts(content: Any, said: str, image_token: str) -> list[dict[str, Any]]:
     return sorted(parts, key=lambda part: part["type"] == "text") if len(pieces) == 2 else parts
 
 
-def _images(record: Mapping[str, Any], folder: Path, is_json: bool) -> list[Any]:
-    """Images as `read_image` takes them. In JSON they are names of files, whatever else it says."""
+def _images(record: Mapping[str, Any], folder: Path) -> list[Any]:
+    """Images as `read_image` takes them. Where there is a folder, every path is the name of a file below it."""
     given = record.get("images") if record.get("images") is not None else record.get("image")
     images = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
     if wrong := [image for image in images if not isinstance(image, (str, dict))]:
         raise ValueError(
             f"an image must be a path, or an object with 'bytes' or 'path', got {reprlib.repr(wrong[0])}."
         )
-    if is_json:
-        images = [image.get("path", image) if isinstance(image, dict) else image for image in images]
-    return [{"bytes": None, "path": file_below(i, folder)} if isinstance(i, str) else i for i in images]
+    return [_placed(image, folder) for image in images]
+
+
+def _placed(image: Any, folder: Path) -> Any:
+    if isinstance(image, str):
+        return {"bytes": None, "path": file_below(image, folder)}
+    if folder == Path() or image.get("bytes") is not None or not isinstance(image.get("path"), str):
+        return image  # as `datasets` has it, or a fault that `read_image` names
+    return {"bytes": None, "path": file_below(image["path"], folder)}
 
 
 def _check(messages: list[dict[str, Any]], images: int) -> None:
@@ -267,9 +274,10 @@ def load_conversations(
 def _records(arguments: ConversationArguments) -> tuple[Any, Path]:
     """The records, and the folder of images given by path."""
     path = Path(arguments.dataset)
-    folder = Path(arguments.image_folder or (path.parent if path.is_file() else ""))
-    if not folder.is_dir():
-        raise ValueError(f"--image_folder {folder} is not a folder.")
+    if arguments.image_folder and not Path(arguments.image_folder).is_dir():
+        raise ValueError(f"--image_folder {arguments.image_folder} is not a folder.")
+    named = arguments.image_folder or (path.parent if path.is_file() else None)
+    folder = Path() if named is None else Path(named).absolute()
     if not path.is_file() or path.suffix in (".jsonl", ".parquet"):
         loaded = load_split(arguments.dataset, arguments.train_split, {}, arguments.dataset_config, arguments.limit)
         return _undecoded(loaded), folder
