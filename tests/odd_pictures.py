@@ -55,4 +55,4 @@ def size(content: bytes) -> tuple[int, int]:
 if features.check("avif"):  # whose decoder raises RuntimeError
     content = saved(PICTURE, "AVIF")
     start = content.index(b"mdat") + 4
-    BAD["zeros.avif"] = content[:start] + bytes(len(content) - start)
+    BAD["avif.png"] = content[:start] + bytes(len(content) - start)

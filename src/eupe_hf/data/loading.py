@@ -94,8 +94,7 @@ def load_split(
         limit: Take this many rows, evenly spaced, so that a data set sorted by class keeps all its classes; of a
             stream take the first.
         streaming: Give a `datasets.IterableDataset` instead of a `datasets.Dataset`.
-        image_folder: Where the images are if a column holds paths, which must not lead out of it; by default the
-            working directory, or the folder of the data set for absolute paths. The column may also hold URLs.
+        image_folder: Where the images are if a column holds paths, which then must not lead out of it, or URLs.
 
     Raises:
         ValueError: The data set, the split or a column was not found, the split is empty, or a path leads elsewhere.
@@ -111,12 +110,11 @@ def load_split(
                 f"{', '.join(data.column_names)}.{hint}"
             )
         is_path = "image" in key and getattr(data.features[column], "dtype", None) in ("string", "large_string")
-        if is_path:
-            own = [Path(), Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent]
-            place = partial(_placed, column=column, folders=own if image_folder is None else [Path(image_folder)])
+        if is_path and image_folder is not None:
+            place = partial(_placed, column=column, folder=Path(image_folder))
             features = datasets.Features({**data.features, column: datasets.Image(decode=False)})
             data = data.map(place, with_indices=True, input_columns=column, features=features)
-        elif isinstance(data.features[column], datasets.Image):
+        elif is_path or isinstance(data.features[column], datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
     if streaming:
         return data if limit is None else data.take(limit)
@@ -142,12 +140,12 @@ def _open(dataset: str, split: str, config: str | None, streaming: bool) -> Any:
     return data._resolve_features() if streaming else data  # reads a row if nothing else names the columns
 
 
-def _placed(name: str | None, row: int, column: str, folders: Sequence[Path]) -> dict[str, Any]:
+def _placed(name: str | None, row: int, column: str, folder: Path) -> dict[str, Any]:
     """The cell of a row that names a file as `datasets` has images; URLs are not changed."""
     if not name:
         return {column: None}
     try:
-        return {column: {"bytes": None, "path": name if "://" in name else file_below(name, *folders)}}
+        return {column: {"bytes": None, "path": name if "://" in name else file_below(name, folder)}}
     except ValueError as error:
         raise ValueError(f"Row {row}, {column!r}: {error}") from error
 

@@ -155,7 +155,7 @@ def read_row(
 def _read(key: str, value: Any, classes: Mapping[Any, int] | None, name: str) -> Any:
     if "image" in key:
         # a column in which one cell is not text is not cast to images
-        return read_image(_named(value, name) if isinstance(value, str) else value, name)
+        return read_image({"path": value} if isinstance(value, str) else value, name)
     if key == "label" and classes is not None:
         return class_id(classes, value, name)
     if key == "objects":
@@ -210,25 +210,17 @@ def _decoded(value: Any, name: str) -> PIL.Image.Image:
         raise UnreadableError(f"{name} ({_path(value)}) cannot be read: {error}") from error
 
 
-def file_below(name: str, *folders: str | Path) -> str:
-    """The path of a file that data name: in the first of the folders, or absolute in any of them.
+def file_below(name: str, folder: Path) -> str:
+    """The path of a file that data name, relative to a folder or absolute.
 
     Raises:
-        ValueError: It leads out of the folders. Links are followed: the owner of a folder put them there.
+        ValueError: It leads out of the folder, or is a URL. Links are followed: the owner of the folder put them there.
     """
-    path = os.path.normpath(Path(folders[0]) / name)  # without "..", which would lead elsewhere from a link
-    place, *allowed = (Path(os.path.normpath(Path(each).absolute())) for each in (path, *folders))
-    if "://" in name or not any(place.is_relative_to(folder) for folder in allowed):
-        listed = " or ".join(map(str, allowed))
-        raise ValueError(f"{name[:80]!r} is not a file below {listed}, and is not opened: name the images' folder.")
+    path = os.path.normpath(folder / name)  # without "..", which would lead elsewhere from a link
+    place, root = (Path(os.path.normpath(Path(each).absolute())) for each in (path, folder))
+    if "://" in name or not place.is_relative_to(root):
+        raise ValueError(f"{name[:80]!r} is not a file below {root}, and is not opened: name the folder of the images.")
     return path
-
-
-def _named(path: str, name: str) -> dict[str, Any]:
-    try:
-        return {"path": path if "://" in path else file_below(path, Path())}
-    except ValueError as error:
-        raise UnreadableError(f"{name}: {error}") from error
 
 
 def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
