@@ -7,6 +7,7 @@ both without a word. What is written follows the rule in `staging.py`.
 """
 
 import enum
+import io
 import json
 import re
 import sys
@@ -54,6 +55,8 @@ def main() -> None:
     """Run the command. Bad input exits with code 2 and a one-line message on stderr."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # loading takes no time; `features` shows one
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names come out as they are, also where they are not UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         app()
     except (ImportError, OSError, ValueError) as error:

@@ -121,7 +121,7 @@ def run_alone(line: str, folder: Path, environment: dict[str, str]) -> Finished:
     """Run a line as a shell would, in a process of its own."""
     words = [sys.executable if word == "python" else word for word in shlex.split(line)]
     if words[0] == "eupe":  # as the console script does, also where the package is not installed
-        words[:1] = [sys.executable, "-m", "eupe_hf.cli"]
+        words[:1] = [sys.executable, "-m", "eupe_command"]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return Finished(done.returncode, done.stdout, done.stderr)
 

@@ -1,5 +1,10 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Batches on their way from a loader's workers to the main process."""
+"""Processes that read data, and batches on their way from them to the main process."""
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,3 +25,38 @@ def hand_over(batch: torch.Tensor) -> torch.Tensor | np.ndarray:
         return batch.share_memory_()
     except RuntimeError:
         return batch.numpy()
+
+
+def read_in_workers(loader: Any) -> Iterator[Any]:
+    """The batches of a `DataLoader`.
+
+    Raises:
+        OSError: Too few file handles are left for the workers, or one of them was killed.
+    """
+    _check_handles(loader.num_workers)
+    try:
+        yield from loader
+    except RuntimeError as error:
+        message = " ".join(str(error).split())
+        if "worker" not in message or message.startswith("Caught"):  # that one is a mistake in what a worker runs
+            raise
+        raise OSError(message) from error
+
+
+def _check_handles(num_workers: int) -> None:
+    # torch finds out halfway, and then prints a traceback when it ends what it started
+    needed = 7 * num_workers  # the pipes of a worker, and two batches on their way
+    handles: list[int] = []
+    try:
+        while len(handles) < needed:
+            handles.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise OSError(
+            f"{num_workers} workers need more open files than this process may have: raise the limit (ulimit -n), or "
+            "use fewer workers"
+        ) from error
+    finally:
+        for handle in handles:
+            os.close(handle)

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmente
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from eupe_hf.data.workers import hand_over
+from eupe_hf.data.workers import hand_over, read_in_workers
 from eupe_hf.models.modeling_eupe_depth import EupeForDepthEstimation
 from eupe_hf.models.modeling_eupe_segmentation import EupeForSegmentation
 
@@ -51,8 +51,7 @@ def extract_features(
     collate = partial(_collate, partial(processor, do_center_crop=True, return_tensors="pt", **options))
     features, labels = [], []
     loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-    # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
-    for pixel_values, ids in logging.tqdm(iter(loader), total=len(loader), desc="features"):
+    for pixel_values, ids in logging.tqdm(read_in_workers(loader), total=len(loader), desc="features"):
         pixel_values = torch.as_tensor(pixel_values).to(model.device, model.dtype)
         features.append(model(pixel_values).pooler_output.float().cpu())
         labels.append(torch.as_tensor(ids))

@@ -29,7 +29,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from eupe_hf.data.rows import UnreadableError
-from eupe_hf.data.workers import hand_over
+from eupe_hf.data.workers import hand_over, read_in_workers
 from eupe_hf.extras import require
 from eupe_hf.staging import staged_file
 
@@ -201,8 +201,7 @@ def _read(
     options: Any = {"batch_size": None, "collate_fn": ImageBatch._make, "num_workers": num_workers}
     loader: Any = DataLoader(ImageReader(processor), sampler=sampler, **options)
     done, total = (math.ceil(count / batch_size) for count in (start, len(files)))
-    # the iterator: a silenced tqdm makes one of its own when it is built, and with it a second set of workers
-    return logging.tqdm(iter(loader), initial=done, total=total, desc="features")
+    return logging.tqdm(read_in_workers(loader), initial=done, total=total, desc="features")
 
 
 def _read_skipped(output: Path, job: dict[str, str]) -> dict[str, str]:
