@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .models.configuration_eupe import EupeConfig
+from .models.reading_eupe import check_path
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,10 @@ def get_variant(name: str) -> Variant:
 def check_source(source: str) -> None:
     """Refuse the name of a model that is neither an existing path, nor USER/NAME on the Hub, nor one of the six.
 
-    Raises `FileNotFoundError` for a path, `ValueError` for a name, with the six and the nearest one.
+    Raises `FileNotFoundError` for a path, `ValueError` for a name, with the six and the nearest one, and for a path that
+    is not UTF-8.
     """
+    check_path(source)
     parts = len(Path(source).parts)
     if parts == 2 or source in VARIANTS or Path(source).exists():
         return

@@ -70,7 +70,10 @@ def write_features(file: Path, tables: Iterable[Any], schema: Any) -> None:
 def join_features(parts: Sequence[Path], file: Path, metadata: dict[str, str]) -> None:
     """Join feature files, at least one, into one with this metadata, holding one of them at a time."""
     pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
-    schemas = [parquet.read_schema(part) for part in parts]
+    schemas = []
+    for part in parts:
+        with part.open("rb") as opened:
+            schemas.append(parquet.read_schema(opened))
     # bytes if one of the parts has them, which strings can be made into
     schema = next((found for found in schemas if found.field("path").type == pyarrow.binary()), schemas[0])
     schema = schema.with_metadata(metadata)
@@ -79,7 +82,7 @@ def join_features(parts: Sequence[Path], file: Path, metadata: dict[str, str]) -
 
 def _read_part(part: Path) -> Any:
     # read_table would load pyarrow's datasets and start threads, which takes a dozen megabytes more
-    with require("pyarrow.parquet").ParquetFile(part) as opened:
+    with part.open("rb") as file, require("pyarrow.parquet").ParquetFile(file) as opened:
         return opened.read(use_threads=False)
 
 
@@ -91,7 +94,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
     try:
-        found = parquet.read_schema(path).metadata or {}
+        with path.open("rb") as file:  # Python opens it: pyarrow takes no name that is not UTF-8
+            found = parquet.read_schema(file).metadata or {}
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from error
     return {key.decode(): value.decode() for key, value in found.items()}
@@ -125,10 +129,12 @@ def _read_file(path: Path) -> FeatureFile:
     model = read_metadata(path).get("model", "")
     pyarrow, parquet, compute = (require(f"pyarrow{name}") for name in ("", ".parquet", ".compute"))
     try:
-        schema = parquet.read_schema(path)
+        with path.open("rb") as file:
+            schema = parquet.read_schema(file)
         if not {"path", "features"} <= set(schema.names) or not hasattr(schema.field("features").type, "value_type"):
             raise ValueError(f"{path} lacks the columns of a feature file: path, and features with lists of numbers.")
-        table = parquet.read_table(path, columns=["path", "features"])
+        with path.open("rb") as file:
+            table = parquet.read_table(file, columns=["path", "features"])
     except (pyarrow.ArrowInvalid, OSError) as error:  # pyarrow's OSErrors of damaged pages do not name the file
         raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from error
     if not table.num_rows:
