@@ -1,13 +1,15 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Where the `eupe` command starts. It stands outside the package, whose imports take seconds.
 
-Until they are done, Ctrl-C ends the process at once with exit code 130: an exception would come out of any of a thousand
-imported files, as a traceback, or be lost in one of them. Afterwards it is an exception, so that files are cleaned up.
+Until they are done, Ctrl-C ends the process at once with exit code 130: an exception would come out of any of a
+thousand imported files, as a traceback, or be lost in one of them. Afterwards it is an exception, so that files are
+cleaned up.
 """
 
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 
@@ -17,7 +19,7 @@ def main() -> None:
     if is_interruptible:
         signal.signal(signal.SIGINT, _leave)
     try:
-        os.getcwd()
+        Path.cwd()
     except FileNotFoundError:  # the imports need one, and relative paths would mean nothing
         if sys.stderr is not None:  # it is where stderr is closed
             sys.stderr.write("eupe: The working directory no longer exists: change to another one.\n")

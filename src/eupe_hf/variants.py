@@ -127,8 +127,8 @@ def get_variant(name: str) -> Variant:
 def check_source(source: str) -> None:
     """Refuse the name of a model that is neither an existing path, nor USER/NAME on the Hub, nor one of the six.
 
-    Raises `FileNotFoundError` for a path, `ValueError` for a name, with the six and the nearest one, and for a path that
-    is not UTF-8.
+    Raises `FileNotFoundError` for a path, `ValueError` for a name, with the six and the nearest one, and for a path
+    that is not UTF-8.
     """
     check_path(source)
     parts = len(Path(source).parts)

@@ -219,7 +219,9 @@ def file_below(name: str, folder: Path) -> str:
     path = os.path.normpath(folder / name)  # without "..", which would lead elsewhere from a link
     place, root = (Path(os.path.normpath(Path(each).absolute())) for each in (path, folder))
     if "://" in name or not place.is_relative_to(root):
-        raise ValueError(f"{name[:80]!r} is not a file below {root}, and is not opened: name the folder of the images.")
+        raise ValueError(
+            f"{name[:80]!r} is not a file below {root}, and is not opened: name the folder of the images."
+        )
     return path
 
 
