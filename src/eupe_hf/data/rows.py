@@ -214,7 +214,8 @@ def file_below(name: str, folder: Path) -> str:
     """The path of a file that data name, relative to a folder or absolute.
 
     Raises:
-        ValueError: It leads out of the folder, or is a URL. Links are followed: the owner of the folder put them there.
+        ValueError: It leads out of the folder, or is a URL. Links are followed: the owner of the folder put them
+            there.
     """
     path = os.path.normpath(folder / name)  # without "..", which would lead elsewhere from a link
     place, root = (Path(os.path.normpath(Path(each).absolute())) for each in (path, folder))
