@@ -13,7 +13,7 @@ from eupe_hf import cli
 
 def test_options_of_two_words_are_understood_in_both_spellings() -> None:
     eupe_command = get_command(cli.app)
-    found = []
+    found = set()
     for name, command in eupe_command.commands.items():
         parent = eupe_command.make_context("eupe", [name], resilient_parsing=True)
         for option in command.params:
@@ -23,8 +23,8 @@ def test_options_of_two_words_are_understood_in_both_spellings() -> None:
                     arguments = [written] if option.is_flag else [written, "7"]
                     context = command.make_context(name, arguments, parent=parent, resilient_parsing=True)
                     assert context.params[option.name] == (is_on if option.is_flag else 7), (name, written)
-                found.append(spelling)
-    assert sorted(found) == ["--batch-size", "--keep-projectors", "--no-force", "--no-overwrite", "--no-strict"]
+                found.add(spelling)
+    assert found == {"--batch-size", "--keep-projectors", "--no-force", "--no-overwrite", "--no-strict"}
 
 
 def test_what_runs_a_model_takes_a_device(
@@ -39,7 +39,7 @@ def test_what_runs_a_model_takes_a_device(
         "features": [photo, "--output", index, "--model", encoder, "--workers", 0],
         "search": [photo, "--index", index],
         "predict": [models / "parts", photo, "--json"],
-        "visualize": [photo, "--model", encoder, "--size", 64, "--output", tmp_path],
+        "visualize": [photo, "--model", encoder, "--size", 64, "--output", tmp_path, "--overwrite"],
     }
     takers = {name for name in COMMANDS if "--device" in " ".join(eupe(name, "--help"))}
     assert takers == set(commands)

@@ -5,6 +5,7 @@ Files and folders are written beside their place and moved into it when they are
 old content, or nothing.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -146,6 +147,7 @@ _OWN_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
     r"|\w+_eupe\w*\.py"
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What people change by hand. The rest is made from the weights, or code.
 _EDITABLE = ("README.md", IMAGE_PROCESSOR_NAME)
 _OWN_MODELS = (EupeConfig.model_type, *DINOV3_TYPES)
@@ -190,10 +192,12 @@ def _is_as_written(file: Path) -> bool:
 
 @contextmanager
 def _writing(output: Path) -> Iterator[None]:
-    """Turn what safetensors and torch raise on a full disk into an `OSError` that says how full it is."""
+    """Turn what is raised on a full disk into an `OSError` that says how full it is."""
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _FULL:
+            raise
         why, free = str(error).strip().splitlines()[0], shutil.disk_usage(output.absolute().parent).free
         raise OSError(f"{output} could not be written ({why}). {free:,} bytes are free on its disk.") from error
 

@@ -19,12 +19,13 @@ _FIRST = ("encoder.embeddings.cls_token", "encoder.stem.conv.weight")
 
 
 def check_folder(folder: str | os.PathLike) -> None:
-    """Check the configuration in the folder of a model of any class against the encoder's tensors beside it.
+    """Refuse the configuration of a model of any class if it is far larger than the encoder's tensors beside it.
 
-    Only the headers of safetensors files are read; a folder without them, or without an encoder, passes.
+    It would take very long to build, or all memory. What differs less is compared when the weights are there. Only the
+    headers of safetensors files are read; a folder without them, or without an encoder, passes.
 
     Raises:
-        CheckpointError: As in `check_sizes`, or a file is damaged.
+        CheckpointError: A size in it has another type, or is more than twice that of the weights; a file is damaged.
     """
     config, index = Path(folder, CONFIG_NAME), Path(folder, SAFE_WEIGHTS_INDEX_NAME)
     files = [Path(folder, SAFE_WEIGHTS_NAME)]
@@ -42,10 +43,15 @@ def check_folder(folder: str | os.PathLike) -> None:
             prefix = first.removesuffix(next((end for end in _FIRST if first.endswith(end)), ""))
             inside = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
             if first:
-                check_sizes(fields, inside, config)
+                check_sizes(fields, inside, config, factor=2)
 
 
-def check_sizes(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: str | os.PathLike) -> None:
+def check_sizes(
+    values: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: str | os.PathLike,
+    factor: int | None = None,
+) -> None:
     """Check the sizes in an encoder's configuration against its tensors, before anything is built from them.
 
     Args:
@@ -53,6 +59,7 @@ def check_sizes(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         shapes: Shapes of the encoder's tensors by their names in `EupeModel`. Sizes of which the tensors are missing
             are passed over, but never the number of blocks.
         path: Where the configuration comes from, for the message.
+        factor: Refuse only what is larger than this many times the size in the weights.
 
     Raises:
         CheckpointError: A field has another type, or another value than the tensors. The message names both.
@@ -70,11 +77,17 @@ def check_sizes(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         given = get_field(stated, name, kind, path)
         if name == "intermediate_size" and given is None:
             given = 4 * get_field(stated, "hidden_size", int, path)
-        if given != there:
+        if given != there if factor is None else _is_beyond(given, there, factor):
             raise CheckpointError(
                 f"{path}: {name} is {given}, and the weights have {there}. One of them belongs to another model: "
                 "save or download both again."
             )
+
+
+def _is_beyond(given: Any, there: Any, factor: int) -> bool:
+    if isinstance(there, list):
+        return len(given) > len(there) or any(a > factor * b for a, b in zip(given, there, strict=False))
+    return given > factor * there
 
 
 def _sizes(family: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -88,7 +101,7 @@ def _sizes(family: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
         blocks = {match[1] for key in shapes if (match := re.match(r"encoder\.layers\.(\d+)\.", key))}
         found: dict[str, Any] = {
             "num_hidden_layers": len(blocks),
-            "hidden_size": size("norm.weight", 0),
+            "hidden_size": size("encoder.embeddings.cls_token", 2),
             "intermediate_size": size("encoder.layers.0.mlp.up_proj.weight", 0),
             "num_register_tokens": size("encoder.embeddings.register_tokens", 1),
             "patch_size": size("encoder.embeddings.patch_embeddings.weight", 2),
