@@ -11,12 +11,15 @@ import pytest
 import torch
 from conftest import FAMILIES, ROOT, tiny_config
 from torch import nn
+from transformers import LlamaConfig
 
 from eupe_hf import (
     EupeBackbone,
     EupeForMultiTask,
     EupeForObjectDetection,
     EupeForSegmentation,
+    EupeLlavaConfig,
+    EupeLlavaModel,
     EupeModel,
     EupeMultiTaskConfig,
     EupePyramidBackbone,
@@ -214,6 +217,21 @@ def test_only_what_the_chosen_heads_read_is_computed() -> None:
 
 
 # ---- several processes ----
+
+
+@pytest.mark.parametrize("layers", [-1, -2, [1, 2], [-1, 1]])
+def test_blocks_of_a_tower_after_the_projected_layer_are_frozen(layers: Any, tmp_path: Path) -> None:
+    text = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
+    config = EupeLlavaConfig(vision_config=tiny_config("vit"), text_config=text, vision_feature_layer=layers)
+    EupeLlavaModel(config).save_pretrained(tmp_path)
+    for model in (EupeLlavaModel(config), EupeLlavaModel.from_pretrained(tmp_path)):
+        tower = model.train().vision_tower
+        model.language_model.requires_grad_(False)
+        is_last_read = layers in (-1, [-1, 1])
+        assert all(parameter.requires_grad == is_last_read for parameter in tower.encoder.layers[-1].parameters())
+        assert all(parameter.requires_grad for parameter in tower.encoder.layers[-2].parameters())
+        features = model.get_image_features(pixels()).pooler_output
+        assert_all_that_trains_has_a_gradient(model, torch.stack(list(features)).square().sum())
 
 
 def test_lora_adapts_no_block_that_is_not_computed() -> None:

@@ -231,7 +231,8 @@ class EupeBackbone(BackboneMixin, _EupeEncoderModel):
         """Freeze what no chosen stage needs: later blocks, a norm that is not applied, the mask token.
 
         Distributed training waits for a gradient of every parameter that trains. Call it after a change of the stages:
-        what they need now trains with the rest of the encoder.
+        what they need now trains with the rest of the encoder. A loss of your own on later hidden states trains
+        nothing in what is frozen: choose these stages too.
         """
         config, blocks = self.config, self.unused_blocks()
         prefixes = ["encoder.embeddings.mask_token", *(f"{name}." for name in blocks)]

@@ -27,7 +27,7 @@ from .modeling_eupe import EupeModel
 from .modeling_eupe_cards import llava_card
 from .modeling_eupe_llava_joining import EupeLlavaJoiningMixin
 from .modeling_eupe_llava_projector import EupeLlavaProjector
-from .modeling_eupe_loading import with_whole_names
+from .modeling_eupe_loading import freeze_unused, with_whole_names
 from .modeling_eupe_saving import EupeSavingMixin
 from .modeling_eupe_weights import EupeWeightsMixin, as_damaged, refuse_left_over
 from .processing_eupe_llava import EupeLlavaProcessor
@@ -66,6 +66,7 @@ class EupeLlavaPreTrainedModel(EupeWeightsMixin, EupeSavingMixin, LlavaPreTraine
             of_images = {key for key in left_over if re.search(r"vision_tower\.|multi_modal_projector\.", key)}
             refuse_left_over(source, of_text, model.config.text_config)
             refuse_left_over(source, of_images, model.config.vision_config)
+        freeze_unused(model)
         missing = sorted(info["missing_keys"])
         if missing and source is not None and not output_loading_info:
             raise ValueError(
@@ -115,6 +116,16 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
         self.multi_modal_projector = EupeLlavaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        """Freeze the blocks of the tower after the last one that is projected: they never get a gradient.
+
+        Call it after `requires_grad_(True)`.
+        """
+        layers = self.config.feature_layers(self.config.vision_feature_layer)
+        if self.config.vision_config.backbone_type == "vit":  # of a ConvNeXt the last stage is projected
+            self.vision_tower.encoder.layers[max(layers) :].requires_grad_(False)
 
     def forward(
         self,

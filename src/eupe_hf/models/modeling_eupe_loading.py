@@ -75,9 +75,7 @@ class EupeLoadingMixin(EupeWeightsMixin):
                 model._refuse_incomplete(source, info["missing_keys"] | shapeless)
                 left_over = model._of_encoder(info["unexpected_keys"])
                 refuse_left_over(source, left_over, model.base_model.config)
-        for part in model.modules():
-            if hasattr(part, "freeze_unused"):  # transformers' loading lets everything train
-                part.freeze_unused()
+        freeze_unused(model)
         model._refuse_new_on_disk(info["missing_keys"])
         return (model, info) if output_loading_info else model
 
@@ -186,6 +184,13 @@ class EupeLoadingMixin(EupeWeightsMixin):
             raise adapter.unreadable(error) from error
         _activate(model, name)  # transformers switches the layers, and leaves the head that came with another adapter
         return info
+
+
+def freeze_unused(model: nn.Module) -> None:
+    """Freeze again what no part of a model uses: transformers' loading lets everything train."""
+    for part in model.modules():
+        if hasattr(part, "freeze_unused"):
+            cast(Any, part).freeze_unused()
 
 
 def _activate(model: nn.Module, *names: str) -> None:
