@@ -219,7 +219,7 @@ def test_only_what_the_chosen_heads_read_is_computed() -> None:
 # ---- several processes ----
 
 
-@pytest.mark.parametrize("layers", [-1, -2, [1, 2], [-1, 1]])
+@pytest.mark.parametrize("layers", [-1, -2, [0, 1], [-1, 1]])
 def test_blocks_of_a_tower_after_the_projected_layer_are_frozen(layers: Any, tmp_path: Path) -> None:
     text = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
     config = EupeLlavaConfig(vision_config=tiny_config("vit"), text_config=text, vision_feature_layer=layers)
