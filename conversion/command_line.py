@@ -2,6 +2,7 @@
 """What the conversion scripts share: their parser, the options of a source, and their exit codes."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,9 +47,18 @@ class Parser(argparse.ArgumentParser):
 
     @contextmanager
     def exit_codes(self) -> Iterator[None]:
-        """Exit with 1 and a table if a conversion fails its proof, with 2 and a one-line message on bad input."""
+        """Exit with 1 and a table if a conversion fails its proof, with 2 and a one-line message on bad input.
+
+        After Ctrl-C, and if nobody reads the output any more, exit as the `eupe` command does: with 130 and 141.
+        """
         try:
             yield
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            self.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+            self.exit(141)
         except ConversionError as error:
             self.exit(1, "\n".join([*error.conversion.lines(), ""]))
         except OptionError as error:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.push_to_hub:
             push(args.output, args.push_to_hub, args.private)
             done.notes.append(f"Pushed model and image processor to {args.push_to_hub}.")
-    print("\n".join(done.lines()))
+        print("\n".join(done.lines()))
     return 0
 
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with parser.exit_codes():
         done = convert_to_layout(args.checkpoint, args.output, layout=args.layout, head=args.head)
-    print("\n".join(done.lines()))
+        print("\n".join(done.lines()))
     return 0
 
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--tolerance must be 0 or more, got {args.tolerance}")
     with parser.exit_codes():
         rows = verify(args.checkpoint, args.against, golden=args.golden, variant=args.variant, device=args.device)
-    print(format_table(rows, args.tolerance))
+        print(format_table(rows, args.tolerance))
     return 0 if all(row.within(args.tolerance) for row in rows) else 1
 
 

@@ -26,10 +26,12 @@ def main() -> None:
         sys.exit(2)
     from eupe_hf.cli import main as run
 
-    if is_interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if is_interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         run()
+    except KeyboardInterrupt:  # before or after typer, which handles it otherwise
+        sys.exit(130)
     finally:
         if is_interruptible:
             signal.signal(signal.SIGINT, _leave)

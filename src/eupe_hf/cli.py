@@ -56,7 +56,8 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # loading takes no time; `features` shows one
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names come out as they are, also where they are not UTF-8
-        sys.stdout.reconfigure(errors="surrogateescape")
+        encoding = "utf-8" if sys.stdout.encoding == "ascii" else None  # click would write ? in ASCII
+        sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")
     try:
         app()
     except (ImportError, OSError, ValueError) as error:

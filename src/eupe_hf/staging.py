@@ -8,8 +8,11 @@ What a killed process left is put right by the next one that writes the same out
 out moves back, and unfinished parts are removed. Parts of a process that is still at work are locked, and stay.
 """
 
+import errno
 import glob
+import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +20,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 if sys.platform != "win32":
@@ -92,6 +97,57 @@ def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
     except (OSError, ValueError):  # a dangling link, or the name of a model on the Hub
         return None
     return found.st_dev, found.st_ino
+
+
+def full_disk(
+    error: BaseException | None, folder: Path, size: float, what: str, free: int | None = None
+) -> str | None:
+    """What to say of an error if a full disk is behind it: which disk, how much is needed, and how much is free.
+
+    Args:
+        error: The error; its causes are looked at, too.
+        folder: The absolute path of the folder to which something was written.
+        size: What it takes, in bytes.
+        what: What it is.
+        free: The free bytes; by default those that are free now.
+
+    Returns:
+        A sentence without its full stop; `None` if the cause is another one.
+    """
+    free = _free_bytes(folder) if free is None else free
+    while error is not None:
+        # safetensors only passes the system's words on, and torch not even these
+        words = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(words[1]) if words else getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or ("inline_container" in str(error) and free < size):
+            break
+        error = error.__cause__ or error.__context__
+    else:
+        return None
+    disk = next(path for path in (folder, *folder.parents) if path.is_mount())
+    return f"The disk at {disk} is full: {what} needs {_bytes(size)} in {folder}, and {_bytes(free)} are free"
+
+
+def _free_bytes(folder: Path) -> int:
+    """What is free on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{math.ceil(count / 1e3)} kB"
+
+
+@contextmanager
+def naming_full_disk(output: str | os.PathLike, size: float) -> Iterator[None]:
+    """Turn what a full disk raises into an `OSError` that says so, with the `size` of the output in bytes."""
+    output = Path(output).absolute()
+    free = _free_bytes(output.parent)  # unfinished files that are still open would not count
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if (sentence := full_disk(error, output.parent, size, output.name, free)) is None:
+            raise
+        raise OSError(f"{sentence}. Make room there, or choose another output.") from error
 
 
 @contextmanager

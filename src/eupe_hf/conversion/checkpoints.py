@@ -23,7 +23,7 @@ from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe import EupeModel, EupePreTrainedModel
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.models.reading_eupe import CheckpointError, get_field, read_json
-from eupe_hf.staging import staged_file, staged_folder
+from eupe_hf.staging import naming_full_disk, staged_file, staged_folder
 from eupe_hf.variants import VARIANTS, Variant, get_variant, variant_config
 
 from .configurations import DINOV3_TYPES, check_dinov3_config, config_file, difference_to, dinov3_config, read_config
@@ -147,9 +147,9 @@ _OWN_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|projectors\.safetensors|README\.md"
     r"|\w+_eupe\w*\.py"
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What people change by hand. The rest is made from the weights, or code.
 _EDITABLE = ("README.md", IMAGE_PROCESSOR_NAME)
+_CODE_BYTES = 300_000  # of the modelling files in a folder
 _OWN_MODELS = (EupeConfig.model_type, *DINOV3_TYPES)
 
 
@@ -192,14 +192,18 @@ def _is_as_written(file: Path) -> bool:
 
 @contextmanager
 def _writing(output: Path) -> Iterator[None]:
-    """Turn what is raised on a full disk into an `OSError` that says how full it is."""
+    """Turn what is raised where a file can't be written, or grow, into an `OSError` that says so."""
     try:
         yield
     except (SafetensorError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _FULL:
+        if isinstance(error, OSError) and error.errno != errno.EFBIG:
             raise
         why, free = str(error).strip().splitlines()[0], shutil.disk_usage(output.absolute().parent).free
         raise OSError(f"{output} could not be written ({why}). {free:,} bytes are free on its disk.") from error
+
+
+def _size(state: StateDict) -> int:
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def save_model_folder(checkpoint: Checkpoint, output: str | os.PathLike, finish: Finish | None = None) -> Path:
@@ -216,7 +220,10 @@ def save_model_folder(checkpoint: Checkpoint, output: str | os.PathLike, finish:
         OSError: The disk is full, for example.
     """
     output = Path(output)
-    with staged_folder(output, _check_replaceable) as folder:
+    with (
+        naming_full_disk(output, _size(checkpoint.model_state) + _CODE_BYTES),
+        staged_folder(output, _check_replaceable) as folder,
+    ):
         with _writing(output):
             checkpoint.build_model().save_pretrained(folder)
         if finish:
@@ -246,7 +253,7 @@ def save_layout(
     tensors = from_eupe(checkpoint.state, checkpoint.config, layout)
     if layout == "raw":
         return save_tensors({**tensors, **checkpoint.projectors}, output, finish=finish)
-    with staged_folder(output, _check_replaceable) as folder:
+    with naming_full_disk(output, _size(tensors)), staged_folder(output, _check_replaceable) as folder:
         dinov3_config(checkpoint.config).save_pretrained(folder)
         with _writing(output):
             save_file({k: t.contiguous() for k, t in tensors.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
@@ -260,7 +267,7 @@ def save_tensors(
 ) -> Path:
     """Write tensors as `.safetensors`, or in torch's format, there under the key `container`. Returns `output`."""
     output = Path(output)
-    with staged_file(output) as file:
+    with naming_full_disk(output, _size(state)), staged_file(output) as file:
         with _writing(output):
             if output.suffix == ".safetensors":
                 save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)

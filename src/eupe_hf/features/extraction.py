@@ -31,7 +31,7 @@ from transformers.utils import logging
 from eupe_hf.data.rows import UnreadableError
 from eupe_hf.data.workers import hand_over, read_in_workers
 from eupe_hf.extras import require
-from eupe_hf.staging import staged_file
+from eupe_hf.staging import full_disk, staged_file
 
 from .files import FeatureFile, feature_table, join_features, read_metadata, write_features
 
@@ -178,7 +178,8 @@ def save_features(
     output, files = Path(output), list(dict.fromkeys(os.fspath(Path(path)) for path in paths))
     _check_output(output, files)
     job = _describe(model, processor, files, batch_size)
-    with _working_folder(output) as parts:
+    size = 8 * len(files) * model.config.hidden_size  # float32, in parts and in the file that they are joined into
+    with _working_folder(output, size) as parts:
         if overwrite:
             output.unlink(missing_ok=True)
             _discard(parts)
@@ -247,7 +248,7 @@ def _state(file: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _working_folder(output: Path) -> Iterator[Path]:
+def _working_folder(output: Path, size: int) -> Iterator[Path]:
     """The hidden folder beside the output, for this run alone; it stays while a run can continue from it."""
     parts, lock = (output.with_name(f".{output.name}.{kind}") for kind in ("parts", "lock"))
     try:
@@ -263,7 +264,8 @@ def _working_folder(output: Path) -> Iterator[Path]:
     except Timeout as error:
         raise ValueError(f"Another run is writing {output}: wait until it ends, or choose another output.") from error
     except OSError as error:
-        raise OSError(f"{output} is not finished: {error}. Solve that, then repeat the run to continue.") from error
+        reason = full_disk(error, output.absolute().parent, size, output.name) or error
+        raise OSError(f"{output} is not finished: {reason}. Solve that, then repeat the run to continue.") from error
 
 
 def _discard(parts: Path) -> None:

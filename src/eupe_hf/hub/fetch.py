@@ -1,7 +1,6 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
 """Finding a published encoder: a folder, a model converted before, or the Hub, with a download that is checked."""
 
-import errno
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_N
 
 from eupe_hf.models.configuration_eupe import WEIGHTS_LICENSE, EupeConfig
 from eupe_hf.models.reading_eupe import CheckpointError, read_json
-from eupe_hf.staging import staged_file
+from eupe_hf.staging import full_disk, staged_file
 from eupe_hf.variants import Variant, get_variant
 
 
@@ -31,7 +30,6 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _DINOV3_TYPES = ("dinov3_vit", "dinov3_convnext")
 _ELSEWHERE = "Make room there, or name another folder: HF_HOME=FOLDER in the environment, or cache_dir=FOLDER."
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OWN_LAYOUT = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME]
 _FOLDER = re.compile(r"[0-9a-f]+-[0-9a-f]{16}")  # of a conversion: commit, then digest of the file
 
@@ -96,8 +94,9 @@ def fetch(
             raise
         except (OSError, EntryNotFoundError, HTTPError, ValueError) as error:  # ValueError: a forced download failed
             known = "not used, as you asked" if force_download else "changed since" if reference.is_file() else "none"
-            full = _no_room("download", variant, downloads, size, error)
-            raise OSError(full or _not_found(variant, revision, f"{store}: {known}", error)) from error
+            if full := full_disk(error, downloads, size, f"the download of {variant.name}"):
+                raise OSError(f"{full}. {_ELSEWHERE}") from error
+            raise OSError(_not_found(variant, revision, f"{store}: {known}", error)) from error
         logger.warning(
             f"The weights of {variant.name} come with the FAIR Noncommercial Research License, which covers "
             f"derivatives and outputs: {WEIGHTS_LICENSE['license_link']}"
@@ -105,8 +104,8 @@ def fetch(
         try:
             return _convert(variant, source, store, reference, force_download)
         except (OSError, SafetensorError) as error:
-            if why := _no_room("conversion", variant, store, size, error):
-                raise OSError(why) from error
+            if full := full_disk(error, store, size, f"the conversion of {variant.name}"):
+                raise OSError(f"{full}. {_ELSEWHERE}") from error
             raise
 
 
@@ -253,24 +252,6 @@ def _remove_remains(store: Path, repository: Path) -> None:
         lock = repository.parent / ".locks" / repository.name / f"{unfinished.name.partition('.')[0]}.lock"
         with suppress(OSError), WeakFileLock(lock, timeout=0.1):  # held: somebody downloads it now
             unfinished.unlink()
-
-
-def _no_room(what: str, variant: Variant, folder: Path, size: int, error: BaseException | None) -> str | None:
-    """The message if a full disk is behind an error."""
-    causes = []
-    while error is not None:
-        causes.append(error)
-        error = error.__cause__ or error.__context__
-    if not any(getattr(cause, "errno", None) in _FULL or "(os error 28)" in str(cause) for cause in causes):
-        return None
-    disk = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(disk).free
-    while not disk.is_mount():
-        disk = disk.parent
-    return (
-        f"The disk at {disk} is full: the {what} of {variant.name} needs {size / 1e6:,.0f} MB in {folder}, and "
-        f"{free / 1e6:,.0f} MB are free. {_ELSEWHERE}"
-    )
 
 
 def _not_found(variant: Variant, revision: str | None, converted: str, error: Exception) -> str:

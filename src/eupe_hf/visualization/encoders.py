@@ -13,7 +13,7 @@ from eupe_hf.features.extraction import ImageReader
 from eupe_hf.features.tiling import tiled_feature_map
 from eupe_hf.loading import load_encoder, load_processor
 from eupe_hf.models.modeling_eupe import EupeBackbone, EupeModel
-from eupe_hf.staging import check_outputs, output_names, staged_file
+from eupe_hf.staging import check_outputs, output_names
 
 from . import pictures
 
@@ -87,8 +87,7 @@ def draw(
         wanted.append(file)
     drawn = _pictures(kind, photographs, maps, patch) if maps else iter(())
     for file, picture in zip(wanted, drawn, strict=kind != "matches"):
-        with staged_file(file) as unfinished:
-            picture.save(unfinished, "PNG")
+        pictures.save_picture(picture, file)
         yield file
 
 

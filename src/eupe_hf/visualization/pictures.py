@@ -5,8 +5,10 @@ Pillow draws them: the package needs it anyway, and matplotlib would be a large 
 """
 
 import colorsys
+import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from PIL import Image, ImageDraw
 from torch.nn import functional
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
+
+from eupe_hf.staging import naming_full_disk, staged_file
 
 
 # Anchors of the heat colours, from low to high: dark blue, violet, orange, light yellow.
@@ -268,3 +272,11 @@ def side_by_side(pictures: list[Image.Image], caption: str = "") -> Image.Image:
     if caption:
         ImageDraw.Draw(sheet).text((gap, height + 4), caption, fill="black", font_size=16)
     return sheet
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Write a PNG file, whole or not at all. Raises `OSError`, for example where the disk is full."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    with naming_full_disk(file, content.tell()), staged_file(file) as unfinished:
+        unfinished.write_bytes(content.getbuffer())

@@ -18,7 +18,7 @@ from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.modeling_eupe_multitask import EupeForMultiTask
 from eupe_hf.models.modeling_eupe_tasks import TASK_MODELS
 from eupe_hf.models.post_processing_eupe import EupePostProcessingMixin
-from eupe_hf.staging import check_outputs, output_names, staged_file
+from eupe_hf.staging import check_outputs, output_names
 
 from . import pictures
 
@@ -233,8 +233,7 @@ class Predictor:
             for head, file in zip(heads, group, strict=True):
                 caption = f"{'random weights: ' * self.is_random}{self.name} {head * (len(heads) > 1)}".strip()
                 drawn = pictures.side_by_side([predictions[head].photograph, predictions[head].picture()], caption)
-                with staged_file(file) as unfinished:
-                    drawn.save(unfinished, "PNG")
+                pictures.save_picture(drawn, file)
             yield group
 
 
