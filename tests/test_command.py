@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fork(*arguments: str, before: Callable[[], object] = lambda: None) -> multiprocessing.process.BaseProcess:
-    """Start the command in a process that has imported everything. Its output goes to files in the working directory."""
+    """Start the command in a process that has imported everything. Its output goes to files in the folder."""
 
     def target() -> None:
         torch.set_num_threads(1)
