@@ -431,3 +431,10 @@ def test_push_without_a_token_is_one_line_and_code_2(server: HubServer, raw: Pat
     assert "401" in process.stderr
     assert "Done" not in process.stdout
     assert load_checkpoint(tmp_path / "ours").variant is VARIANTS["eupe-t"]  # the converted folder stays
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
+def test_interrupts_and_closed_pipes_end_without_a_word(error: type[BaseException], code: int) -> None:
+    program = f"from command_line import Parser\nwith Parser(None, '').exit_codes():\n    raise {error.__name__}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT / "conversion")
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")

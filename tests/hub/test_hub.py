@@ -365,23 +365,24 @@ def test_nothing_cached_offline_says_how_to_do_it_by_hand(server: HubServer, hom
 
 
 @pytest.mark.slow
-def test_two_processes_convert_once(server: HubServer, home: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_at_once_convert_once(processes: int, server: HubServer, home: Path) -> None:
     program = (
         "import hashlib, json, os, pathlib, time, eupe_hf\n"
         "from eupe_hf.conversion import convert\n"
         "save, saved = convert.save_model_folder, []\n"
         "convert.save_model_folder = lambda *args: saved.append(args) or save(*args)\n"
         "pathlib.Path(f'ready{os.getpid()}').touch()\n"
-        "while len(list(pathlib.Path().glob('ready*'))) < 2: time.sleep(0.01)\n"
+        "while len(list(pathlib.Path().glob('ready*'))) < PROCESSES: time.sleep(0.01)\n"
         "state = eupe_hf.EupeModel.from_pretrained('eupe-t').state_dict()\n"
         "digest = hashlib.sha256(b''.join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()\n"
         "print(json.dumps([len(saved), digest]))\n"
-    )
-    with ThreadPoolExecutor() as executor:
-        [one], [other] = executor.map(lambda _: run_python(program, server, home), range(2))
-    assert sorted([one[0], other[0]]) == [0, 1]
+    ).replace("PROCESSES", str(processes))
+    with ThreadPoolExecutor(processes) as executor:
+        found = [told for [told] in executor.map(lambda _: run_python(program, server, home), range(processes))]
+    assert sorted(saved for saved, _ in found) == [0] * (processes - 1) + [1]
     digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in checkpoint()[1].values())).hexdigest()
-    assert {one[1], other[1]} == {digest}
+    assert {told for _, told in found} == {digest}
     assert server.requests == FETCHED
     assert {path.name for path in (home / "eupe-hf" / "eupe-t").iterdir()} == {
         converted_folder(server),

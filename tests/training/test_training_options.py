@@ -109,6 +109,7 @@ def test_defaults_follow_task_and_mode(tmp_path: Path, monkeypatch: pytest.Monke
         (["--rank", "0"], "--rank must be at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "There is no checkpoint in .*used to resume from"),
         (["--resume_from_checkpoint", "elsewhere"], "There is no checkpoint at elsewhere"),
+        (["--output_dir", "odd\udcff"], r"^odd\\xff cannot be used: its bytes are not UTF-8"),
         ([], "The output folder .*used is in use: choose another --output_dir"),
     ],
 )

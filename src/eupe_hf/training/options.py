@@ -17,6 +17,7 @@ from transformers import BitsAndBytesConfig, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from eupe_hf.data.options import InputArguments
+from eupe_hf.models.reading_eupe import check_path
 
 from .resuming import find_checkpoint
 
@@ -263,7 +264,8 @@ def prepare_streaming(arguments: RecipeArguments) -> None:
 
 def check_output(arguments: OutputArguments) -> None:
     """Refuse an output folder in use, and find the checkpoint to resume from."""
-    folder, resume = Path(arguments.output_dir), arguments.resume_from_checkpoint
+    # what is saved in a folder whose name is not UTF-8 could not be loaded, at the end of the training
+    folder, resume = check_path(arguments.output_dir), arguments.resume_from_checkpoint
     if folder.is_file():
         raise ValueError(f"--output_dir {folder} is a file: choose a folder.")
     if resume:
