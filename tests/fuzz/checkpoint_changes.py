@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from campaign import UnmadeError
 from conftest import random_state
 from json_changes import DEEP
 from safetensors.torch import load_file, save, save_file
@@ -69,9 +70,8 @@ class Change:
     where: float = 0.5
 
 
-@functools.cache
 def config_of(family: str) -> EupeConfig:
-    return variant_config(NAMES[family])
+    return variant_config(NAMES[family])  # a new one each time: models write their dtype into it
 
 
 @functools.cache
@@ -144,8 +144,8 @@ def _bytes(case: Change, folder: Path) -> tuple[Path, Any]:
     elif case.value == "length":
         content[:8] = struct.pack("<Q", int(case.where * 2**63))
     path = _write(case, folder, bytes(content))
-    if case.value == "twice" and _container(case) != "legacy":
-        return path, None
+    if case.value == "twice" and _container(case) == "pt":  # a zip is found from its end: the second one is whole
+        return path, truth(case.family)
     if _container(case) == "safetensors":
         try:
             return path, _read_ours(case, load_file(path / "model.safetensors"))
@@ -267,14 +267,22 @@ def _tensor(case: Change, folder: Path) -> tuple[Path, Any]:
     tensor = torch.randn(6, 4) if of_projector else state[key]
     made = _made(how, tensor)
     if how in ("twin", "view") and not of_projector:  # values are there, in storage that keys share
-        other = next(name for name in state if name != key and state[name].shape == tensor.shape)
+        other = next((name for name in state if name != key and state[name].shape == tensor.shape), None)
+        if other is None:
+            raise UnmadeError("no other tensor of this shape")
         whole = torch.stack([state[key], state[other]])
         state[key], state[other] = whole[0], whole[1]
         if how == "twin":
             state["projectors.twin"] = state[key]
     else:
         state[key] = made
-    if not of_projector and how not in ("twin", "view", "parameter", "strided"):
+    if (
+        not of_projector
+        and how not in ("twin", "view", "parameter", "strided")
+        and not (
+            how == "flat" and tensor.ndim == 1  # as it was
+        )
+    ):
         found = None
     container = "pt" if case.container == "safetensors" else case.container
     return _write(replace(case, layout="raw", container=container), folder, state=state), found

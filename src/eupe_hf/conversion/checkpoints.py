@@ -103,7 +103,8 @@ def load_checkpoint(
         projectors |= read_state_dict(side_file)
     state = {key: tensor for key, tensor in state.items() if key not in projectors}
     state, head = _split_head(state)
-    layout, published = recognise(state)
+    with _naming(path):
+        layout, published = recognise(state)
     if config is None:
         wanted = published if variant is None else get_variant(variant)
         config = read_config(config_file(path), state) if layout == "eupe" else None
@@ -121,7 +122,13 @@ def load_checkpoint(
         published = wanted
     if layout == "dinov3":
         check_dinov3_config(path, config)
-    ours, config = to_eupe(state, config, layout)
+    with _naming(path):
+        ours, config = to_eupe(state, config, layout)
+    if len(dtypes := sorted({str(tensor.dtype) for tensor in ours.values()})) > 1:
+        raise CheckpointError(
+            f"{path} holds tensors of several number formats ({', '.join(dtypes)}), and a model has one: save all in "
+            "the same format."
+        )
     difference = difference_to(published, config) if published is not None else None
     if published is not None and difference is not None:
         if variant is not None:
@@ -129,6 +136,15 @@ def load_checkpoint(
         difference = f"of the size of {published.name}, but {difference}"
         published = None
     return Checkpoint(ours, config, layout, published, projectors, head, difference=difference)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add the file to what its tensors are refused for."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _split_head(state: StateDict) -> tuple[StateDict, StateDict]:

@@ -15,18 +15,13 @@ from eupe_hf.models.configuration_eupe import EupeConfig
 from eupe_hf.models.configuration_eupe_sizes import check_sizes
 from eupe_hf.models.modeling_eupe_vit import rotary_periods
 from eupe_hf.models.reading_eupe import CheckpointError, get_field, read_json
+from eupe_hf.models.reading_eupe_configuration import LABEL_FIELDS
 from eupe_hf.variants import Variant, variant_config
 
 from .layouts import StateDict
 
 
 DINOV3_TYPES = (DINOv3ViTConfig.model_type, DINOv3ConvNextConfig.model_type)
-# What `EupeConfig` does not declare itself and a conversion takes over. Everything else belongs to the folder that was
-# read, or to a way of running the model.
-_LABELS: dict[str, Any] = {
-    "architectures": list[str], "id2label": dict[str, str], "label2id": dict[str, int], "num_labels": int,
-    "out_features": list[str], "out_indices": list[int], "problem_type": str,
-}  # fmt: skip
 _DECLARED = frozenset(field.name for field in fields(EupeConfig) if field.name in EupeConfig.__annotations__)
 # What decides which features an encoder computes.
 _COMPUTED = (
@@ -60,9 +55,10 @@ def read_config(file: Path, state: StateDict | None = None) -> EupeConfig | None
             f"{file}: 'quantization_config' says that the weights are quantized. Load the model, call its "
             "dequantize() and save it, then convert that."
         )
-    for name, kind in _LABELS.items():
+    for name, kind in LABEL_FIELDS.items():
         get_field(values, name, kind, file)
-    kept = {name: value for name, value in values.items() if name in _DECLARED or name in _LABELS}
+    # Everything else belongs to the folder that was read, or to a way of running the model.
+    kept = {name: value for name, value in values.items() if name in _DECLARED or name in LABEL_FIELDS}
     if state is not None:
         check_sizes(kept, {key: tuple(tensor.shape) for key, tensor in state.items()}, file)
     try:

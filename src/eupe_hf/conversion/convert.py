@@ -158,7 +158,6 @@ def convert_checkpoint(
         notes.append(f"Read {head}: a {task} head, from {channels} channels of layers {read} to {outputs}.")
     elif source.head:
         notes.append(f"{len(source.head)} tensors of the head of a task model: dropped.")
-    _check_dtypes(source, checkpoint)
     result = f"Done: {source.model_class.__name__}.from_pretrained({str(output)!r}) loads it."
     done = Conversion(source, Path(output), "eupe", [], notes, result)
 
@@ -189,15 +188,6 @@ def _first_difference(config: EupeConfig, saved: EupeConfig) -> str | None:
 
 def _layers(source: Checkpoint) -> list[int]:
     return [index - 1 for index in source.config.out_indices]
-
-
-def _check_dtypes(source: Checkpoint, checkpoint: str | os.PathLike) -> None:
-    dtypes = sorted({str(tensor.dtype) for tensor in source.state.values()})
-    if len(dtypes) > 1:  # from_pretrained would change some of them
-        raise ValueError(
-            f"{checkpoint} holds tensors of several number formats ({', '.join(dtypes)}), and a model has one: save "
-            "all in the same format."
-        )
 
 
 def _compared(rows: Sequence[Row]) -> str:

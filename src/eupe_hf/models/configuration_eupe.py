@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .sharing_eupe import EupeNamesMixin
+from .reading_eupe_configuration import EupeFieldsMixin
 
 
 # The licence of the published weights, as the metadata of a model card names it. The code is Apache-2.0.
@@ -61,7 +61,7 @@ DEFAULT: Any = None
 
 
 @strict
-class EupeConfig(EupeNamesMixin, BackboneConfigMixin, PreTrainedConfig):
+class EupeConfig(EupeFieldsMixin, BackboneConfigMixin, PreTrainedConfig):
     """Architecture of an EUPE encoder, of either family. Without arguments it is EUPE ViT-S.
 
     `variant_config("eupe-s")` of the package gives the six published architectures by name.
@@ -326,7 +326,7 @@ class EupeConfig(EupeNamesMixin, BackboneConfigMixin, PreTrainedConfig):
         return output
 
 
-class EupeEncoderConfigMixin(EupeNamesMixin):
+class EupeEncoderConfigMixin(EupeFieldsMixin):
     """For configurations that hold an `encoder_config`."""
 
     model_type: str

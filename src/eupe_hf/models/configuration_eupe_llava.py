@@ -8,11 +8,11 @@ from transformers import AutoConfig, LlavaConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .configuration_eupe import FOLDER_FIELDS, EupeConfig
-from .sharing_eupe import EupeNamesMixin
+from .reading_eupe_configuration import EupeFieldsMixin
 
 
 @strict
-class EupeLlavaConfig(EupeNamesMixin, LlavaConfig):
+class EupeLlavaConfig(EupeFieldsMixin, LlavaConfig):
     """transformers' `LlavaConfig` with an EUPE encoder as `vision_config`. Fields not listed here are LLaVA's.
 
     Args:

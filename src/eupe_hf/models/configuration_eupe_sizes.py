@@ -14,36 +14,55 @@ from .configuration_eupe import FAMILY_DEFAULTS, EupeConfig
 from .reading_eupe import CheckpointError, file_beside, get_field, read_header, read_json
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 # Tensors that every encoder of a family has once.
 _FIRST = ("encoder.embeddings.cls_token", "encoder.stem.conv.weight")
 
 
-def check_folder(folder: str | os.PathLike) -> None:
+def check_folder(source: str | os.PathLike | None, subfolder: str | None = None) -> None:
     """Refuse the configuration of a model of any class if it is far larger than the encoder's tensors beside it.
 
     It would take very long to build, or all memory. What differs less is compared when the weights are there. Only the
-    headers of safetensors files are read; a folder without them, or without an encoder, passes.
+    headers of safetensors files are read; a folder without them, or without an encoder, passes. So does what is not a
+    folder.
 
     Raises:
-        CheckpointError: A size in it has another type, or is more than twice that of the weights; a file is damaged.
+        CheckpointError: A size in it has another type, or is more than twice that of the weights; the
+            encoder's tensors are not floating point numbers; or a file is damaged.
     """
-    config, index = Path(folder, CONFIG_NAME), Path(folder, SAFE_WEIGHTS_INDEX_NAME)
-    files = [Path(folder, SAFE_WEIGHTS_NAME)]
+    folder = Path(source or "", subfolder or "")
+    config, index = folder / CONFIG_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if source is None or not config.is_file():
+        return
+    values, files = read_json(config), [folder / SAFE_WEIGHTS_NAME]
     if not files[0].is_file() and index.is_file():
         shard_of = get_field(read_json(index), "weight_map", dict[str, str], index, required=True)
+        if not shard_of:
+            raise CheckpointError(f"{index} names no tensors: its 'weight_map' is empty. Save or download it again.")
         files = [file_beside(name, index) for name in sorted(set(shard_of.values()))]
-    if not config.is_file() or not all(file.is_file() for file in files):
+    if not all(file.is_file() for file in files):
         return
-    values = read_json(config)
     for name in ("", "encoder_config", "vision_config"):  # of an encoder or task model, several tasks, a VLM
         fields = get_field(values, name, dict, config) or {} if name else values
-        if fields.get("model_type") == EupeConfig.model_type:
-            shapes = {key: tensor.shape for file in files for key, tensor in read_header(file).items()}
-            first = next((key for key in shapes if key.endswith(_FIRST)), "")
+        if get_field(fields, "model_type", str, config) == EupeConfig.model_type:
+            stored = {key: tensor for file in files for key, tensor in read_header(file).items()}
+            first = next((key for key in stored if key.endswith(_FIRST)), "")
             prefix = first.removesuffix(next((end for end in _FIRST if first.endswith(end)), ""))
-            inside = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+            inside = {key.removeprefix(prefix): found for key, found in stored.items() if key.startswith(prefix)}
             if first:
-                check_sizes(fields, inside, config, factor=2)
+                check_sizes(fields, {key: found.shape for key, found in inside.items()}, config, factor=2)
+            if first and values.get("quantization_config") is None:  # else the numbers are packed
+                check_numbers({prefix + key: found.dtype for key, found in inside.items()}, folder)
+
+
+def check_numbers(dtypes: Mapping[str, Any], source: str | os.PathLike) -> None:
+    """Refuse weights that are not floating point numbers, as safetensors or torch name their types."""
+    for name, dtype in dtypes.items():
+        if str(dtype).removeprefix("torch.") not in _FLOATS:
+            raise CheckpointError(
+                f"{name} of {source} holds numbers of type {dtype}, and the weights of a model are float32, float16, "
+                "bfloat16 or float64: save it again in one of these."
+            )
 
 
 def check_sizes(

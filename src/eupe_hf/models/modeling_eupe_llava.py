@@ -23,6 +23,7 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_eupe_llava import EupeLlavaConfig
+from .configuration_eupe_sizes import check_folder
 from .modeling_eupe import EupeModel
 from .modeling_eupe_cards import llava_card
 from .modeling_eupe_llava_joining import EupeLlavaJoiningMixin
@@ -58,6 +59,7 @@ class EupeLlavaPreTrainedModel(EupeWeightsMixin, EupeSavingMixin, LlavaPreTraine
             kwargs["quantization_config"] = with_whole_names(kwargs["quantization_config"], cls.base_model_prefix)
         output_loading_info = kwargs.pop("output_loading_info", False)
         source: Any = pretrained_model_name_or_path
+        check_folder(source, kwargs.get("subfolder"))
         with as_damaged(source):
             model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         if source is not None and not output_loading_info:

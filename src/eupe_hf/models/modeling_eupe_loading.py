@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -64,8 +63,7 @@ class EupeLoadingMixin(EupeWeightsMixin):
         if adapter is not None:
             return cls._from_adapter(adapter, source, *args, **kwargs)
         output_loading_info = kwargs.pop("output_loading_info", False)
-        if source is not None and Path(source, kwargs.get("subfolder") or "").is_dir():
-            check_folder(Path(source, kwargs.get("subfolder") or ""))
+        check_folder(source, kwargs.get("subfolder"))
         parent: Any = super()
         with _held_load_report(), as_damaged(source):
             model, info = parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 
+from .configuration_eupe_sizes import check_numbers
 from .reading_eupe import CheckpointError, read_header
 
 
-_FLOATS = ("F64", "F32", "F16", "BF16", torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BLOCK = re.compile(r"(?:encoder|language_model)\.(?:layers\.(\d+)|stages\.(\d+)\.layers\.(\d+))\.")
 
 
@@ -60,7 +60,10 @@ def _stored_dtypes(state_dict: Mapping[str, Any] | None, files: Iterable[str], w
     stored: dict[str, Any] = {}
     for file in map(str, files):
         if file.endswith(".safetensors"):
-            stored |= {name: tensor.dtype for name, tensor in read_header(file).items()}
+            found = {name: tensor.dtype for name, tensor in read_header(file).items()}
+            if twice := sorted(stored.keys() & found.keys()):  # transformers would take the last
+                raise CheckpointError(f"{file} holds {twice[0]!r}, and so does another file beside it: save it again.")
+            stored |= found
         else:
             tensors = load_state_dict(file, map_location="meta", weights_only=weights_only)
             stored |= {name: getattr(tensor, "dtype", None) for name, tensor in tensors.items()}
@@ -74,11 +77,8 @@ def _refuse_other_numbers(
         # with and without the prefix: a task model loads an encoder's weights, and an encoder a task model's
         places = (name, prefix + name, name.removeprefix(prefix))
         place = next((place for place in places if place in expected), None)
-        if place is not None and dtype not in _FLOATS and expected[place].is_floating_point():
-            raise CheckpointError(
-                f"{name} of {source or 'the state dict'} holds numbers of type {dtype}, and the weights of a model "
-                "are float32, float16, bfloat16 or float64: save it again in one of these."
-            )
+        if place is not None and expected[place].is_floating_point():
+            check_numbers({name: dtype}, source or "the state dict")
 
 
 @torch.no_grad()
