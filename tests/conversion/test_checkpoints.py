@@ -23,6 +23,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 from eupe_hf import EupeBackbone, EupeConfig, EupeModel, convert_checkpoint, variant_config
+from eupe_hf.conversion import convert_to_layout
 from eupe_hf.conversion.checkpoints import (
     PROJECTOR_FILE,
     Checkpoint,
@@ -280,9 +281,25 @@ def test_damage_in_a_published_file_names_the_key(raw_t: Path, tmp_path: Path) -
         for variant in (None, "eupe-t"):
             with pytest.raises(CheckpointError) as caught:
                 load_checkpoint(path, variant)
-            assert message in str(caught.value)
+            assert message in str(caught.value) and str(path) in str(caught.value)
     with pytest.raises(CheckpointError, match=r"1 unexpected \('head\.weight'\)"):
         load_checkpoint(write({**whole, "head.weight": torch.ones(2)}, tmp_path / "added.pt"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_one_tensor_in_another_number_format_is_refused_for_every_layout(
+    tiny: Checkpoint, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = save_model_folder(tiny, tmp_path / "ours")
+    state = read_state_dict(folder)
+    save_file(state | {"norm.weight": state["norm.weight"].to(dtype)}, folder / "model.safetensors", {"format": "pt"})
+    for layout, output in (("eupe", "a"), ("dinov3", "b"), ("raw", "c.pt")):
+        with pytest.raises(CheckpointError, match=rf"ours holds tensors of several number formats .*{dtype}"):
+            if layout == "eupe":
+                convert_checkpoint(folder, tmp_path / output)
+            else:
+                convert_to_layout(folder, tmp_path / output, layout=layout)
+        assert not (tmp_path / output).exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "eupe", "hidden_size": "wide"}'])

@@ -273,3 +273,68 @@ def test_vlm_is_checked_as_a_whole(family: str, tmp_path: Path) -> None:
     os.truncate(tmp_path / "model.safetensors", 50_000)
     with pytest.raises(ValueError, match=r"cut short|truncated"):
         EupeLlavaForConditionalGeneration.from_pretrained(tmp_path)
+
+
+# ---- files of one folder against each other ----
+
+
+def shard(folder: Path, change: Callable[[dict[str, str], list[dict[str, torch.Tensor]]], Any]) -> None:
+    """Write the weights in two files with an index, changed."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, keys = ["a.safetensors", "b.safetensors"], sorted(tensors)
+    parts = [{key: tensors[key] for key in keys[::2]}, {key: tensors[key] for key in keys[1::2]}]
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    change(weight_map, parts)
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, folder / name, {"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@both_families
+@pytest.mark.parametrize("cls", SINGLE, ids=lambda cls: cls.__name__)
+def test_key_in_two_shards_is_refused(family: str, cls: type, tmp_path: Path) -> None:
+    save(cls, family, tmp_path)
+    shard(tmp_path, lambda _, parts: parts[1].update({key: t + 1 for key, t in list(parts[0].items())[:1]}))
+    with pytest.raises(ValueError, match=r"b.safetensors holds '.*', and so does another file"):
+        cls.from_pretrained(tmp_path)
+
+
+def test_vlm_with_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
+    model, _ = make_vlm("vit")
+    model.save_pretrained(tmp_path)
+    shard(tmp_path, lambda _, parts: parts[1].update({key: t + 1 for key, t in list(parts[0].items())[:1]}))
+    with pytest.raises(ValueError, match=r"b.safetensors holds '.*', and so does another file"):
+        EupeLlavaForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_index_without_tensors_is_refused(tmp_path: Path) -> None:
+    save(EupeModel, "vit", tmp_path)
+    shard(tmp_path, lambda weight_map, _: weight_map.clear())
+    with pytest.raises(ValueError, match=r"index.json names no tensors"):
+        EupeModel.from_pretrained(tmp_path)
+
+
+@both_families
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
+def test_whole_file_of_other_numbers_is_refused(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    save(EupeModel, family, tmp_path)
+    configure(tmp_path, dtype=None)  # then transformers takes that of the weights
+    rewrite(tmp_path, lambda tensors: tensors.update({key: t.to(dtype) for key, t in tensors.items()}))
+    for cls in (EupeModel, EupeForImageClassification):
+        with pytest.raises(ValueError, match=rf"of {tmp_path} holds numbers of type"):
+            cls.from_pretrained(tmp_path)
+
+
+@both_families
+@pytest.mark.parametrize("cls", [*SINGLE, EupeLlavaForConditionalGeneration], ids=lambda cls: cls.__name__)
+def test_encoder_that_is_far_larger_than_its_weights_is_not_built(family: str, cls: type, tmp_path: Path) -> None:
+    if cls is EupeLlavaForConditionalGeneration:
+        make_vlm(family)[0].save_pretrained(tmp_path)
+    else:
+        save(cls, family, tmp_path)
+    width = 32_768
+    configure(tmp_path, **{"vit": {"hidden_size": width}, "convnext": {"hidden_sizes": [width] * 4}}[family])
+    with pytest.raises(ValueError, match=r"config.json: hidden_sizes? is .*32768.*, and the weights have"):
+        cls.from_pretrained(tmp_path)

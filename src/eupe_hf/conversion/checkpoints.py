@@ -270,8 +270,8 @@ def save_layout(
     if layout == "raw":
         return save_tensors({**tensors, **checkpoint.projectors}, output, finish=finish)
     with naming_full_disk(output, _size(tensors)), staged_folder(output, _check_replaceable) as folder:
-        dinov3_config(checkpoint.config).save_pretrained(folder)
         with _writing(output):
+            dinov3_config(checkpoint.config).save_pretrained(folder)
             save_file({k: t.contiguous() for k, t in tensors.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
         if finish:
             finish(folder)
