@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import data_files
 import datasets
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from campaign import UnmadeError, WrongError, building, scratch
 from hypothesis import strategies as st
 from json_changes import DEEP, JSON, changed
 from PIL import Image
-from vlm_common import make_vlm
 
 from eupe_hf import EupeImageProcessorPil
 from eupe_hf.data.splits import read_names
@@ -189,11 +189,6 @@ def _check_coco(case: Data, folder: Path, names: list[str]) -> None:
 
 
 @functools.cache
-def _processor() -> Any:
-    return make_vlm("vit", image_size=32)[1]
-
-
-@functools.cache
 def _talk() -> list[dict[str, Any]]:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
     parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
@@ -209,7 +204,7 @@ def _check_talk(case: Data, folder: Path, names: list[str]) -> None:
     with building():
         canary = folder / "canary.png"
         _picture(9).save(canary)
-        processor, records = _processor(), _talk()
+        processor, records = data_files.processor(), _talk()
         content, path = (case.value, ()) if case.where < 0 else changed(records, case)
         (folder / "talk").mkdir()
         for i in range(3):
@@ -235,10 +230,9 @@ def _check_talk(case: Data, folder: Path, names: list[str]) -> None:
 
 def _is_json(content: Any) -> bool:
     try:
-        json.dumps(content, allow_nan=False)
+        return bool(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         return False
-    return not isinstance(content, bytes)
 
 
 # ---- names, questions ----
@@ -246,10 +240,9 @@ def _is_json(content: Any) -> bool:
 
 def _check_names(case: Data, folder: Path, names: list[str]) -> None:
     with building():
-        file = folder / "labels.json"
-        _written(file, case.value)
+        _written(folder / "labels.json", case.value)
     names += ["labels.json"]
-    found = read_names(str(file))
+    found = read_names(str(folder / "labels.json"))
     if not found or not all(isinstance(name, str) for name in found) or len(set(found)) < len(found):
         raise WrongError(f"class names {found!r}")
     given = case.value
@@ -432,9 +425,21 @@ def _check_maps(case: Data, folder: Path, names: list[str]) -> None:
             raise WrongError("labels of another type")
 
 
+def _check_files(case: Data, folder: Path, names: list[str]) -> None:
+    """Class folders, JSON lines, CSV, parquet and streams, as `data_files` changes them."""
+    name, seed = case.value
+    place = folder / "data"
+    with building():
+        place.mkdir()
+        datasets.config.HF_DATASETS_CACHE = folder / "cache"
+        read = data_files.read(name, seed, place)
+    names += [str(place), "row ", "Row ", "--", ".png", "names.txt"]
+    read()
+
+
 CHECKS: dict[str, Callable[[Data, Path, list[str]], None]] = {
     "coco": _check_coco, "talk": _check_talk, "names": _check_names, "question": _check_question, "rows": _check_rows,
-    "maps": _check_maps,
+    "maps": _check_maps, "files": _check_files,
 }  # fmt: skip
 
 
@@ -469,6 +474,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
         {"bytes": "x", "path": None}, {"path": 5}, {}, b"", b"x", {"bytes": None, "path": None},
     ]),
     "maps": st.sampled_from(_INTEGERS + _OTHERS),
+    "files": st.tuples(st.sampled_from(sorted(data_files.FORMATS)), st.integers(0, 10_000)),
 }  # fmt: skip
 _DO = st.sampled_from(["set", "set", "set", "delete", "add", "twice"])
 CASES: st.SearchStrategy[Data] = st.sampled_from([*_VALUES, "coco", "talk"]).flatmap(
@@ -479,6 +485,7 @@ CASES: st.SearchStrategy[Data] = st.sampled_from([*_VALUES, "coco", "talk"]).fla
 )  # fmt: skip
 
 KNOWN = [
+    *(Data("files", (name, seed)) for name in data_files.FORMATS for seed in range(2)),
     *(Data("maps", how, task=task) for how in (*_INTEGERS, *_OTHERS) for task in ("segmentation", "depth")),
     *(Data("coco", value, where=-1) for value in ("DEEP", [], {}, None, b"\xff", {"images": []})),
     *(Data("talk", value, where=-1) for value in (

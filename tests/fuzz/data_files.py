@@ -1,34 +1,17 @@
 # Copyright 2026 The eupe-hf authors. Licensed under the Apache License, Version 2.0.
-"""Mutated data files of every format that recipes and evaluations read, by a seed, and what becomes of them.
+"""Data sets of every format that recipes and evaluations read, with one or two changes by a seed.
 
-    python tests/fuzz/data_files.py --seed 0 --count 40 [--formats coco,depth_folder] [--show]
-
-Each case writes an intact small data set, changes one or two places in it, and reads it as the recipe does: loading
-and checks first, then every row as the Trainer takes it. `outcome` says what came of it:
-
-- right: all that is left can be trained on, and passes the checks of `_assert_trainable`.
-- refused: one sentence that names the file, the row or the option.
-- vague: a ValueError that names neither, holds the words of a Python error, or is longer than a thousand characters.
-- traceback: any other exception, or one that came only after the checks.
-- hang: no end after `LIMIT` seconds.
+Each is written whole, changed, and read as the recipe does: loading and checks first, then every row as the Trainer
+takes it. What the checks let pass must be fit to train on.
 """
 
-import argparse
 import collections
-import contextlib
 import copy
 import functools
 import io
 import json
-import logging as python_logging
 import random
-import re
 import runpy
-import shutil
-import signal
-import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,23 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from campaign import UnmadeError
 from PIL import Image
+from vlm_common import make_vlm
 
 
-LIMIT = 20  # seconds
 SIDE = (12, 8)  # width and height of the pictures
 TASKS = Path(__file__).resolve().parents[1]
-_RAW = re.compile(
-    r"object is not|not subscriptable|NoneType|invalid literal|unhashable|list indices|not supported between|"
-    r"has no attribute|could not convert|unexpected keyword|must be str|too many values|not enough values|"
-    r"KeyError|TypeError|expected str|argument must be|Traceback|can't convert|inhomogeneous"
-)
-
-
-class Hang(BaseException):
-    """Time is up."""
-
-
 # ---- values ----
 
 
@@ -149,35 +122,6 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def array_file(noise: random.Random) -> tuple[bytes, str]:
-    """An .npy file that is no map, or a rare one."""
-    shape = (SIDE[1], SIDE[0])
-    one = np.ones(shape)
-    types = ("U3", "S3", "M8[s]", "m8[s]", "O", "V4", "c16", "u8", "u4", "u2", "i1", "?", "f2", ">f8", ">u2", "g")
-    kinds: dict[str, Any] = {kind: one.astype(kind) for kind in types if kind != "V4"}
-    kinds |= {
-        "V4": np.zeros(shape, "V4"), "record": np.zeros(shape, [("a", int), ("b", "f4")]), "nan": one * np.nan,
-        "largest": np.full(shape, 2**64 - 1, np.uint64), "large": np.full(shape, 2**62), "inf": one * np.inf,
-        "negative": -one, "scalar": np.float32(1), "line": np.ones(5), "empty": np.zeros((0, 3)), "float": one * 1.5,
-        "colour": np.ones((*shape, 3)), "one": np.ones((*shape, 1)), "turned": np.asfortranarray(one),
-        "swapped": np.ones(shape[::-1]), "ids": np.full(shape, 10**6),
-    }  # fmt: skip
-    kind = noise.choice([*kinds, "claims", "claims negative", "version", "zip"])
-    file = io.BytesIO()
-    if kind == "zip":
-        np.savez(file, one)
-    else:
-        np.save(file, kinds.get(kind, one))
-    data = file.getvalue()
-    if kind.startswith("claims"):
-        new = {"claims": b"(99999, 93000)", "claims negative": b"(-8, 12)"}[kind]
-        old = b"(8, 12), }" + b" " * (len(new) - 7)
-        data = data.replace(old, new + b", }", 1)
-    if kind == "version":
-        data = data[:6] + b"\x09" + data[7:]
-    return data, kind
-
-
 # ---- formats ----
 
 
@@ -198,13 +142,9 @@ def of_rows(rows: list[dict[str, Any]], folder: Path, noise: random.Random, kind
         names = list(dict.fromkeys(name for row in rows for name in row))
         data = datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     except Exception as error:
-        raise ImpossibleError from error
+        raise UnmadeError(str(error)) from error
     data.to_parquet(folder / "train.parquet")
     return "; ".join(told)
-
-
-class ImpossibleError(Exception):
-    """A change that a format can't hold."""
 
 
 def write_class_folder(folder: Path, noise: random.Random) -> str:
@@ -272,65 +212,6 @@ def write_csv(folder: Path, noise: random.Random) -> str:
         data, words = damage(data, noise)
     (folder / "train.csv").write_bytes(data)
     return words
-
-
-def write_pairs(targets: str) -> Callable[[Path, random.Random], str]:
-    def write(folder: Path, noise: random.Random) -> str:
-        for name in ("images", targets):
-            (folder / name).mkdir(parents=True)
-        for i in range(6):
-            picture(i).save(folder / "images" / f"{i}.png")
-            Image.fromarray(np.full((SIDE[1], SIDE[0]), 1 + i % 2, np.uint8)).save(folder / targets / f"{i}.png")
-        target = folder / targets / "3.png"
-        kind = noise.choice(("array", "array", "array", "array", "damage", "damage array", "mode", "image", "size"))
-        if "array" in kind:
-            data, words = array_file(noise)
-            if kind == "damage array":
-                data, more = damage(data, noise)
-                words += more
-            target.unlink()
-            target.with_suffix(".npy").write_bytes(data)
-            return words
-        if kind == "mode":
-            mode = noise.choice(("1", "L", "P", "RGB", "RGBA", "LA", "I", "F", "I;16", "CMYK"))
-            Image.new(mode, SIDE, 1).save(target, "TIFF")
-            return mode
-        if kind == "size":
-            Image.new("L", SIDE[::-1], 1).save(target)
-            return kind
-        target = folder / "images" / "2.png" if kind == "image" else target
-        data, kind = damage(target.read_bytes(), noise)
-        target.write_bytes(data)
-        return kind
-
-    return write
-
-
-def write_coco(folder: Path, noise: random.Random) -> str:
-    (folder / "images").mkdir(parents=True)
-    write_pictures(folder / "images")
-    content: Any = {
-        "images": [{"id": 10 + i, "file_name": f"{i}.png", "width": SIDE[0], "height": SIDE[1]} for i in range(6)],
-        "annotations": [
-            {
-                "id": i,
-                "image_id": 10 + i,
-                "bbox": [1, 2, 5, 4],
-                "category_id": 3 + 4 * (i % 2),
-                "iscrowd": 0,
-                "area": 20,
-            }
-            for i in range(6)
-        ],
-        "categories": [{"id": 3, "name": "cup", "supercategory": "x"}, {"id": 7, "name": "box", "supercategory": "x"}],
-    }
-    told = []
-    for _ in range(noise.choice((1, 1, 1, 2))):
-        content, words = mutate(content, noise)
-        told.append(words)
-    data, words = text_of(content, noise)
-    (folder / "annotations.json").write_bytes(data)
-    return "; ".join([*told, words])
 
 
 def objects(i: int) -> Any:
@@ -422,8 +303,7 @@ def _train(name: str, **options: Any) -> Callable[[Path], None]:
         own = {key: str(folder / value) if key == "labels" else value for key, value in options.items()}
         task = task_class(task_class.data_class(**_options(folder, **own)), 0)
         try:
-            processor = EupeImageProcessorPil(size={"height": 32, "width": 32})
-            train, evaluation = task.rows(processor, 16)
+            train, evaluation = task.rows(EupeImageProcessorPil(size={"height": 32, "width": 32}), 16)
             for part in (train, evaluation):
                 found = (
                     [part.make(*next_) for next_ in _some(part)]
@@ -461,25 +341,19 @@ def _assert_trainable(rows: list[Any], classes: int) -> None:
 
 
 @functools.cache
-def _vlm_processor() -> Any:
-    sys.path.insert(0, str(TASKS))
-    from drawn_counts import save_parts
-
-    from eupe_hf import EupeLlavaForConditionalGeneration
-
-    folder = Path(tempfile.mkdtemp())
-    save_parts(folder)
-    return EupeLlavaForConditionalGeneration.from_vision_text(folder / "tower", folder / "text", image_size=64)[1]
+def processor() -> Any:
+    """Of a tiny VLM."""
+    return make_vlm("vit", image_size=32)[1]
 
 
 def _converse(file: str = "") -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         from eupe_hf.training.conversations import ConversationArguments, ConversationCollator, load_conversations
 
-        data = load_conversations(ConversationArguments(str(folder / file) if file else str(folder)), _vlm_processor())
+        data = load_conversations(ConversationArguments(str(folder / file) if file else str(folder)), processor())
         try:
             assert len(data.train) == len(data.lengths)
-            collate = ConversationCollator(_vlm_processor())
+            collate = ConversationCollator(processor())
             for i in range(len(data.train)):
                 batch = collate([data.train[i]])
                 assert (batch["labels"] != -100).any() and batch["input_ids"].shape[1] == data.lengths[i]
@@ -555,12 +429,9 @@ FORMATS: dict[str, Format] = {
         streamed(table("jsonl", lambda i: i % 2, "label")), _train("classification", **_stream("label"))
     ),
     "names": Format(write_names, _train("classification", labels="names.txt")),
-    "mask_folder": Format(write_pairs("masks"), _train("segmentation")),
     "mask_jsonl": Format(table("jsonl", _map, "label"), _train("segmentation")),
     "mask_parquet": Format(table("parquet", _mask, "label"), _train("segmentation")),
-    "depth_folder": Format(write_pairs("depth"), _train("depth")),
     "depth_jsonl": Format(table("jsonl", _metres, "depth_map"), _train("depth")),
-    "coco": Format(write_coco, _train("detection")),
     "objects_jsonl": Format(table("jsonl", objects, "objects"), _train("detection")),
     "objects_parquet": Format(table("parquet", objects, "objects"), _train("detection")),
     "object_list_jsonl": Format(table("jsonl", object_list, "objects"), _train("detection")),
@@ -578,96 +449,8 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
-# ---- outcomes ----
-
-
-def case(name: str, seed: int, folder: Path) -> str:
-    """Write a case into an empty folder; says what is wrong with it."""
-    return FORMATS[name].write(folder, random.Random(f"{name} {seed}"))
-
-
-def outcome(name: str, folder: Path) -> tuple[str, str]:
-    """Read what `case` wrote: what came of it, and the message or the traceback."""
-
-    def ring(*_: Any) -> None:
-        raise Hang
-
-    old = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(LIMIT)
-    try:
-        FORMATS[name].read(folder)
-        return "right", ""
-    except Hang:
-        return "hang", traceback.format_exc()
-    except AfterChecksError:
-        return "traceback", traceback.format_exc()
-    except (ImportError, OSError, ValueError) as error:
-        message = " ".join(str(error).split())
-        is_named = str(folder) in message or re.search(r"\b[Rr]ow \d|--\w|\.(png|npy|json)", message)
-        vague = not is_named or len(message) > 1000 or _RAW.search(message)
-        return ("vague" if vague else "refused"), message
-    except BaseException:  # what a user would see as a traceback
-        return "traceback", traceback.format_exc()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
-
-
-@contextlib.contextmanager
-def quiet(cache: Path) -> Iterator[None]:
-    """Without progress bars and warnings, and with the data sets' cache in a folder."""
-    import datasets
-    from transformers.utils import logging
-
-    old = datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE = cache, True
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    python_logging.disable(python_logging.WARNING)
-    try:
-        yield
-    finally:
-        python_logging.disable(python_logging.NOTSET)
-        datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE = old
-
-
-def run(names: list[str], seeds: range, root: Path) -> Iterator[tuple[str, int, str, str, str]]:
-    """Format, seed, what was changed, what came of it, and the words, of each case."""
-    with quiet(root / "cache"):
-        for name in names:
-            for seed in seeds:
-                folder = root / f"{name}-{seed}"
-                folder.mkdir(parents=True)
-                try:
-                    change = case(name, seed, folder)
-                except ImpossibleError:
-                    continue
-                yield name, seed, change, *outcome(name, folder)
-                shutil.rmtree(folder)
-
-
-def main() -> None:
-    """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=20, help="cases of each format")
-    parser.add_argument("--formats", default=",".join(FORMATS))
-    parser.add_argument("--show", action="store_true", help="print what was refused as well")
-    options = parser.parse_args()
-    figures: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    with tempfile.TemporaryDirectory() as root:
-        seeds = range(options.seed, options.seed + options.count)
-        for name, seed, change, found, words in run(options.formats.split(","), seeds, Path(root)):
-            figures[name][found] += 1
-            if found not in ("right", "refused") or options.show:
-                shown = words if options.show else words.strip().rpartition("\n")[2]
-                print(f"{found}  {name} {seed}  [{change}]\n    {shown}"[:3000], flush=True)
-    kinds = ("right", "refused", "vague", "traceback", "hang")
-    print(f"{'':<20}" + "".join(f"{kind:>11}" for kind in kinds))
-    total: collections.Counter[str] = sum(figures.values(), collections.Counter())
-    for name, found in {**figures, "all": total}.items():
-        print(f"{name:<20}" + "".join(f"{found[kind]:>11}" for kind in kinds))
-
-
-if __name__ == "__main__":
-    main()
+def read(name: str, seed: int, folder: Path) -> Callable[[], None]:
+    """Write a changed data set into an empty folder; what reads it."""
+    form = FORMATS[name]
+    form.write(folder, random.Random(f"{name} {seed}"))
+    return functools.partial(form.read, folder)
