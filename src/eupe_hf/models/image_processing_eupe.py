@@ -307,7 +307,7 @@ def _is_on_scale(options: dict[str, Any]) -> bool:
     mean, factor = options["image_mean"], options["rescale_factor"]
     if mean is None or factor is None or not (options["do_normalize"] and options["do_rescale"]):
         return True
-    return bool(np.max(mean) <= 255 * factor * (1 + 1e-6))
+    return bool(np.max(mean) <= 255 * abs(factor) * (1 + 1e-6))
 
 
 def _flatten(images: Any) -> list[Any]:
