@@ -137,7 +137,7 @@ class EupeLlavaModel(EupeLlavaPreTrainedModel, LlavaModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Any:
         """As in transformers. In training, tower and projector have gradients of zero in batches of text alone."""
         has_image = pixel_values is not None or bool(kwargs.get("mm_encoder_outputs"))
