@@ -6,6 +6,7 @@ The next run makes the same output as one that nothing disturbed, and leaves not
 
 import atexit
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -20,12 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from campaign import UnmadeError, WrongError, building, scratch, snapshot
+from campaign import UnmadeError, WrongError, building, scratch, snapshot, stderr_of
 from checkpoint_cases import model_of
 from checkpoint_changes import config_of, shrink, truth
-from hub_server import HubServer, use_hub
+from conftest import ROOT
+from hub_server import TOKEN, HubServer, use_hub
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -82,7 +85,8 @@ def prepare() -> None:
     (folder / "images" / "3.png").write_bytes(b"no picture")
     server = HubServer().__enter__()
     server.add_repo(_REPO, {_FILE: (folder / "source1.pt").read_bytes()})
-    _made.update(folder=folder, server=server)
+    sys.path.insert(0, str(ROOT / "conversion"))
+    _made.update(folder=folder, server=server, script=importlib.import_module("publish"))
     for job in JOBS:
         with scratch() as place:
             start = time.monotonic()
@@ -114,13 +118,36 @@ def _pull(place: Path, seed: int) -> None:
         fetch(_NAME, force_download=seed > 1)
 
 
+def _publish(place: Path, seed: int) -> None:
+    (place / "tmp").mkdir(exist_ok=True)
+    words = ["--checkpoint", str(_made["folder"] / f"source{seed}.pt"), "--repo", _repo_of(place), "--push"]
+    with (
+        mock.patch.object(tempfile, "tempdir", str(place / "tmp")),
+        use_hub(_made["server"], place, token=TOKEN),
+        Path(os.devnull).open("w", encoding="utf-8") as nothing,
+        contextlib.redirect_stdout(nothing),
+    ):
+        code, told = stderr_of(lambda: _made["script"].main(words))
+    if code:
+        raise (ValueError if code == 2 and "Traceback" not in told else RuntimeError)(told)
+
+
+def _repo_of(place: Path) -> str:
+    return f"me/{place.name}"
+
+
 JOBS: dict[str, Callable[[Path, int], None]] = {
-    "convert": _convert, "raw": _raw, "dinov3": _dinov3, "features": _features, "pull": _pull,
+    "convert": _convert, "raw": _raw, "dinov3": _dinov3, "features": _features, "pull": _pull, "publish": _publish,
 }  # fmt: skip
+_LOCAL = sorted(JOBS.keys() - {"publish"})  # the others write what they make on this disk
 
 
 def _content(job: str, place: Path) -> dict[str, bytes]:
     """What a run has made: all files of the place; of the Hugging Face home the paths below the model's store."""
+    if job == "publish":  # the repository, and what is left of the work
+        own = _repo_of(place).encode()
+        there = _made["server"].files(_repo_of(place))
+        return snapshot(place / "tmp") | {name: content.replace(own, b"REPO") for name, content in there.items()}
     found = snapshot(place)
     if job == "pull":  # what the client keeps beside is its own, but for downloads that it gave up; digests have times
         skip = ("modules", ".locks", "xet", "logs", "CACHEDIR.TAG", "/blobs/tmp_")
@@ -357,10 +384,11 @@ def check(case: Run, names: list[str]) -> None:
         CHECKS[case.what](case, place, names)
 
 
-_JOB = st.sampled_from(sorted(JOBS))
+_JOB = st.sampled_from(_LOCAL)
 CASES: st.SearchStrategy[Run] = st.one_of(
     st.builds(
-        Run, what=st.just("kill"), job=_JOB, number=st.integers(0, 70), share=st.just(1.0) | st.floats(0, 1),
+        Run, what=st.just("kill"), job=st.sampled_from(sorted(JOBS)), number=st.integers(0, 70),
+        share=st.just(1.0) | st.floats(0, 1),
         old=st.booleans(), then=st.sampled_from(["whole", "whole", "killed", "full"]),
     ),
     st.builds(Run, what=st.just("pair"), job=_JOB, number=st.integers(0, 20), old=st.booleans()),
@@ -373,9 +401,9 @@ CACHES: st.SearchStrategy[Run] = st.builds(
 )  # fmt: skip
 KNOWN = [
     *(Run("kill", job, number) for job in JOBS for number in range(0, 40, 5)),
-    *(Run("pair", job, number) for job in JOBS for number in (0, 2)),
-    *(Run("full", job, number) for job in JOBS for number in (0, 3000, 60_000)),
-    *(Run("small disk", job, number) for job in JOBS for number in (0, 90_000)),
+    *(Run("pair", job, number) for job in _LOCAL for number in (0, 2)),
+    *(Run("full", job, number) for job in _LOCAL for number in (0, 3000, 60_000)),
+    *(Run("small disk", job, number) for job in _LOCAL for number in (0, 90_000)),
 ]  # fmt: skip
 KNOWN_CACHES = [
     Run("cache", file, number, old=old) for file in _CACHED for number in range(len(_CHANGES)) for old in (True, False)
