@@ -148,7 +148,7 @@ def check(case: Change, names: list[str]) -> None:
     with scratch() as folder:
         with building():
             expected = _write(case, folder)
-        names += ["adapter", "base"]
+        names += ["adapter", "base", "/etc/passwd"]  # or the base that it was made to name
         model = _TASKS[case.task](folder / "adapter")
         if (folder / "ran").exists():
             raise WrongError("code of the file ran")

@@ -309,6 +309,13 @@ def test_vlm_with_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
         EupeLlavaForConditionalGeneration.from_pretrained(tmp_path)
 
 
+def test_index_with_a_key_that_no_file_has_is_refused(tmp_path: Path) -> None:
+    save(EupeModel, "vit", tmp_path)
+    shard(tmp_path, lambda weight_map, _: weight_map.update({"one.more": "a.safetensors"}))
+    with pytest.raises(ValueError, match=r"index.json names 'one.more' in a.safetensors, which lacks it"):
+        EupeModel.from_pretrained(tmp_path)
+
+
 def test_index_without_tensors_is_refused(tmp_path: Path) -> None:
     save(EupeModel, "vit", tmp_path)
     shard(tmp_path, lambda weight_map, _: weight_map.clear())

@@ -57,7 +57,7 @@ def skip(problems: Sequence[str | None], strict: bool, use: str = "read") -> lis
         strict: Raise a ValueError if a row has a problem, not only if all have.
         use: What a row with a problem cannot be.
     """
-    sentences = [problem for problem in problems if problem is not None]
+    sentences = [_shortened(problem) for problem in problems if problem is not None]
     if sentences and strict:
         raise ValueError(f"{len(sentences)} of {len(problems)} rows cannot be {use}. {' '.join(sentences[:_NAMED])}")
     if len(sentences) == len(problems):
@@ -66,6 +66,11 @@ def skip(problems: Sequence[str | None], strict: bool, use: str = "read") -> lis
         more = f" And {len(sentences) - _NAMED} more." if len(sentences) > _NAMED else ""
         logger.warning(f"Skipped {len(sentences)} of {len(problems)} rows. {' '.join(sentences[:_NAMED])}{more}")
     return [row for row, problem in enumerate(problems) if problem is None]
+
+
+def _shortened(sentence: str) -> str:
+    # a file may name a path of any length
+    return sentence if len(sentence) <= 600 else f"{sentence[:300]} ... {sentence[-200:]}"
 
 
 def check_map_size(name: str, what: str, image: PIL.Image.Image, values: Any) -> None:

@@ -14,6 +14,7 @@ from .rows import object_fault
 
 
 _SPLITS = {"validation": ("validation", "valid", "val")}  # names of a split
+_MAX_NAME = 250  # characters, which every file system has room for
 _FILES = ("annotations.json", "_annotations.coco.json")  # the second is Roboflow's
 _ID = ((int, float, str), "a number or text")
 _FIELDS: dict[str, dict[str, Any]] = {
@@ -59,7 +60,10 @@ class CocoFolder(Source):
         folders += [root / name for name in names]
         paths, cells = [], []
         for image in evenly(content["images"], self.arguments.limit):
-            places = [folder / image["file_name"] for folder in folders]
+            name = image["file_name"]
+            if len(name) > 1000 or max(map(len, name.split("/"))) > _MAX_NAME:
+                raise ValueError(f"{file}: the 'file_name' {name[:40]}... has {len(name):,} characters: no file has.")
+            places = [folder / name for folder in folders]
             paths.append(str(next((place for place in places if place.is_file()), places[1])))
             cells.append(objects[image["id"]])
         if not paths:
@@ -105,8 +109,8 @@ class CocoFolder(Source):
                 if key not in categories:
                     hint = _other_type(key, categories)
                     raise ValueError(
-                        f"{file}: annotations[{index}] is of the category {key!r}, which is not among its categories."
-                        + hint
+                        f"{file}: annotations[{index}] is of the category {key!r:.80}, which is not among its "
+                        f"categories.{hint}"
                     )
         if len({isinstance(key, str) for key in categories}) > 1:
             raise ValueError(f"The category ids in {self.arguments.dataset} are text and numbers: write them one way.")

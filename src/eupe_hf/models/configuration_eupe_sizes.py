@@ -35,6 +35,7 @@ def check_folder(source: str | os.PathLike | None, subfolder: str | None = None)
     if source is None or not config.is_file():
         return
     values, files = read_json(config), [folder / SAFE_WEIGHTS_NAME]
+    shard_of: dict[str, str] = {}
     if not files[0].is_file() and index.is_file():
         shard_of = get_field(read_json(index), "weight_map", dict[str, str], index, required=True)
         if not shard_of:
@@ -46,6 +47,8 @@ def check_folder(source: str | os.PathLike | None, subfolder: str | None = None)
         fields = get_field(values, name, dict, config) or {} if name else values
         if get_field(fields, "model_type", str, config) == EupeConfig.model_type:
             stored = {key: tensor for file in files for key, tensor in read_header(file).items()}
+            if lost := next((key for key in shard_of if key not in stored), None):
+                raise CheckpointError(f"{index} names {lost!r} in {shard_of[lost]}, which lacks it: download again.")
             first = next((key for key in stored if key.endswith(_FIRST)), "")
             prefix = first.removesuffix(next((end for end in _FIRST if first.endswith(end)), ""))
             inside = {key.removeprefix(prefix): found for key, found in stored.items() if key.startswith(prefix)}
