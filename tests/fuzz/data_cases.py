@@ -428,9 +428,8 @@ def _check_maps(case: Data, folder: Path, names: list[str]) -> None:
 def _check_files(case: Data, folder: Path, names: list[str]) -> None:
     """Class folders, JSON lines, CSV, parquet and streams, as `data_files` changes them."""
     name, seed = case.value
-    place = folder / "data"
     with building():
-        place.mkdir()
+        (place := folder / "data").mkdir()
         datasets.config.HF_DATASETS_CACHE = folder / "cache"
         read = data_files.read(name, seed, place)
     names += [str(place), "row ", "Row ", "--", ".png", "names.txt"]

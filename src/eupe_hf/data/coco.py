@@ -149,7 +149,7 @@ def _read(file: Path) -> dict[str, Any]:
         if (image := entry["image_id"]) not in known:
             hint = _other_type(image, known)
             raise ValueError(
-                f"{file}: annotations[{index}] is of the image {image!r}, which is not among its images.{hint}"
+                f"{file}: annotations[{index}] is of the image {image!r:.80}, which is not among its images.{hint}"
             )
     return content
 
