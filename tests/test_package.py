@@ -47,7 +47,7 @@ def test_import_costs_under_a_tenth_of_a_second() -> None:
     assert not top_level & {"peft", "datasets", "torchvision", "accelerate", "matplotlib"}
     known = {"hub", "hub.fetch", "hub.private_names", "hub.registry", "hub.short_names", "variants"}
     known |= {"models", "models.configuration_eupe", "models.reading_eupe", "models.reading_eupe_configuration"}
-        known |= {"models.sharing_eupe", "staging"}
+    known |= {"models.sharing_eupe", "staging"}
     assert {name.removeprefix("eupe_hf.") for name in own} == known
 
 
