@@ -45,7 +45,7 @@ MEASURED = """
 import json, sys
 import psutil, torch
 from eupe_hf import EupeConfig, EupeImageProcessorPil, EupeModel
-from eupe_hf.features import extraction as features
+from eupe_hf import features
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -97,7 +97,7 @@ JOINED = """
 import sys, threading, time
 from pathlib import Path
 import numpy, psutil, pyarrow.parquet, torch
-from eupe_hf.features import extraction as features
+from eupe_hf import features
 from eupe_hf.features import files as feature_files
 
 folder = Path(sys.argv[1])
