@@ -202,12 +202,17 @@ def _keys(case: Change, folder: Path) -> tuple[Path, Any]:
     elif case.value == "prefix":
         prefix = ("module.", "backbone.", "teacher.", "module.backbone.")[int(case.where * 3.99)]
         state = {prefix + name: tensor for name, tensor in state.items()}
+        found = None if case.task == "from_pretrained" else found  # transformers takes names as they are
     elif case.value == "projectors":
         state["projectors.heads.x.0.weight"] = torch.ones(4, 4)
     elif _container(case) != "safetensors":
         state = _contained(case.value, state)
-        found = truth(case.family) if case.value in ("model", "nested", "cycle beside", "ordered", "deep") else None
+        found = truth(case.family) if case.value in _WHOLE else None
     return _write(case, folder, state=state), found
+
+
+# Containers of all tensors, with what is no tensor beside them.
+_WHOLE = ("model", "nested", "cycle beside", "ordered", "deep", "of other things")
 
 
 def _contained(how: str, state: Any) -> Any:
@@ -256,6 +261,8 @@ def _dtype(case: Change, folder: Path) -> tuple[Path, Any]:
     found = None
     if which == "all" and dtype in ("float16", "bfloat16", "float64"):
         found = {key: tensor.to(getattr(torch, dtype)) for key, tensor in truth(case.family).items()}
+    if which == "one" and keys[0].endswith("bias_mask"):  # zeros and ones that no model keeps
+        found = truth(case.family)
     if which == "one" and case.task == "from_pretrained" and dtype in ("float16", "bfloat16", "float64"):
         found = "file"  # transformers gives all weights the number format of the model, as with parts kept in float32
     return _write(case, folder, state=state), found
