@@ -144,12 +144,21 @@ DATA: dict[str, Callable[[], tuple[Part, Part]]] = {"digits": digits, "patches":
 # ---- fine-tuning ----
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What stands for the arguments of a task here: both parts, and the side of their images in pixels."""
+
+    train: Part
+    test: Part
+    size: int = SIDE
+
+
 class PreparedImages(ClassificationTask):
-    """Classification of images that are ready for the model, without augmentation; its arguments are both parts."""
+    """Classification of images that are ready for the model, without augmentation; its arguments are `Parts`."""
 
     def load(self) -> TaskData:
         """The parts as they are."""
-        train, test = self.arguments
+        train, test = self.arguments.train, self.arguments.test
         return TaskData(train, test, [str(i) for i in range(1 + max(int(row["labels"]) for row in train))], "test")
 
     def rows(self, processor: Any, patch_size: int) -> tuple[Part, Part]:
@@ -180,7 +189,7 @@ def finetune(
     with tempfile.TemporaryDirectory() as folder:
         model_args, args = options_of(setting, folder, factor, steps, seed)
         set_seed(seed)
-        task = PreparedImages((train, test), seed)
+        task = PreparedImages(Parts(train, test), seed)
         model = EupeForImageClassification.from_pretrained(encoder, **task.head())
         trainer = RecipeTrainer(task, None, model.config.patch_size, args, model=adapt(model, model_args))
         trainer.remove_callback(PrinterCallback)
