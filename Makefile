@@ -24,7 +24,7 @@ $(VENV)/dev: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/demo  ## install, load an encoder, draw what it sees in a photograph
 	$(VENV)/bin/python examples/visualize_features.py --output demo_output
 
-test:  ## run what a change can break, in a fresh environment: six minutes on two cores, no network, no GPU
+test:  ## run what a change can break, in a fresh environment: some seven minutes on two cores, no network, no GPU
 	rm -rf .venv-test
 	$(MAKE) .venv-test/dev VENV=.venv-test
 	$(MAKE) run-tests VENV=.venv-test
