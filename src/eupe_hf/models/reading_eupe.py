@@ -79,7 +79,7 @@ def read_json(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> dict[
         object. The types of its fields are not checked: see `get_field`.
 
     Raises:
-        OSError: There is no such file, or it cannot be read.
+        OSError: The file does not exist, or cannot be read.
         CheckpointError: It is not a regular file, too large, not UTF-8, not JSON, nested too deep, or no object.
     """
     path = Path(path)
@@ -187,7 +187,7 @@ def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
     """Read the names, dtypes and shapes of the tensors in a safetensors file, without the tensors.
 
     Raises:
-        OSError: There is no such file, or it cannot be read.
+        OSError: The file does not exist, or cannot be read.
         CheckpointError: It is not a regular file, not a safetensors file, cut short, or has a header of more than
             `MAX_HEADER_BYTES`.
     """

@@ -135,7 +135,7 @@ def base_of(lora: dict[str, Any], source: str | os.PathLike) -> str:
         except (OSError, ValueError):  # too long, or with a NUL in it
             is_there = False
         if not is_there:
-            raise base_not_found(source, base, "there is no such folder.") from None
+            raise base_not_found(source, base, "the folder does not exist.") from None
     return base
 
 
